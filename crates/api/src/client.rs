@@ -1,0 +1,1 @@
+//! The client that fleetctl and the tests use.

@@ -1,0 +1,158 @@
+//! Bodies of the API, with the original's key order (alphabetical) and optional fields (left out when empty).
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[allow(missing_docs)]
+pub struct Unit {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub current_state: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub desired_state: String,
+    /// Ours: the file's text, byte for byte; only in requests (the text is at `units/NAME/file`). The options say
+    /// the same for servers that do not know it; where both are given they have to agree.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub file: String,
+    #[serde(rename = "machineID", skip_serializing_if = "String::is_empty")]
+    pub machine_id: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<UnitOption>,
+}
+
+/// An option of a unit file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct UnitOption {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub section: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub value: String,
+}
+
+/// What systemd on a machine says of a unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[allow(missing_docs)]
+pub struct UnitState {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub hash: String,
+    #[serde(rename = "machineID", skip_serializing_if = "String::is_empty")]
+    pub machine_id: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub systemd_active_state: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub systemd_load_state: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub systemd_sub_state: String,
+}
+
+/// A machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Machine {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub id: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    #[serde(rename = "primaryIP", skip_serializing_if = "String::is_empty")]
+    pub primary_ip: String,
+}
+
+/// Ours: why a unit is not (yet) what it should be; `GET units/NAME/explain`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[allow(missing_docs)]
+pub struct Explanation {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub current_state: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub desired_state: String,
+    #[serde(rename = "machineID", skip_serializing_if = "String::is_empty")]
+    pub machine_id: String,
+    pub name: String,
+    /// What went wrong on a machine with the last thing done there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Reason>,
+    /// Why it is not placed: for each machine; one entry without a machine where none is there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unplaced: Vec<Reason>,
+}
+
+/// A reason, on a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Reason {
+    #[serde(rename = "machineID", skip_serializing_if = "String::is_empty")]
+    pub machine_id: String,
+    pub reason: String,
+}
+
+/// `PATCH machines`: one edit of a machine's metadata.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct MetadataOp {
+    pub op: String,
+    pub path: String,
+    pub value: Option<serde_json::Value>,
+}
+
+/// A page of units.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[allow(missing_docs)]
+pub struct UnitPage {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub next_page_token: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<Unit>,
+}
+
+/// A page of unit states.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[allow(missing_docs)]
+pub struct UnitStatePage {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub next_page_token: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub states: Vec<UnitState>,
+}
+
+/// A page of machines.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[allow(missing_docs)]
+pub struct MachinePage {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub machines: Vec<Machine>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub next_page_token: String,
+}
+
+/// An error answer: `{"error":{"code":404,"message":"unit does not exist"}}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ErrorBody {
+    pub error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ErrorDetail {
+    pub code: u16,
+    #[serde(default)]
+    pub message: String,
+}

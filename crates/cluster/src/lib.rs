@@ -1,0 +1,14 @@
+//! The pure logic of fleet: values in, values out. No I/O, no async, no clock, no randomness; time
+//! comes in as an argument. The daemon around it only moves data, and the simulator runs the same code.
+//!
+//! - [`model`]: what there is: units, machines, states
+//! - [`view`]: everything a server knows, in memory, with its indexes
+//! - [`placement`]: which machine a unit fits on, and why not
+//! - [`engine`]: which units to place and to take away
+//! - [`agent`]: what to do on one machine to make it what it should be
+
+pub mod agent;
+pub mod engine;
+pub mod model;
+pub mod placement;
+pub mod view;

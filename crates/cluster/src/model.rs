@@ -1,0 +1,160 @@
+//! What there is: units, machines, states.
+use fleet_unit::{Hash, Requirements, UnitFile, UnitName};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+/// A point of time: since an arbitrary but fixed start, never going back (the monotonic clock of
+/// the process, or the simulator's).
+pub type Time = Duration;
+
+/// The revision of the registry at which something was written; 0 means that it does not exist.
+pub type Revision = u64;
+
+/// The ID of a machine: the content of its `/etc/machine-id`, 32 lower-case hexadecimal digits.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(transparent)]
+pub struct MachineId(Arc<str>);
+
+/// A string that is no machine ID.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a machine ID (32 hexadecimal digits)")]
+pub struct MachineIdError(String);
+
+impl MachineId {
+    /// Checks and keeps an ID; upper-case digits become lower-case.
+    pub fn parse(text: &str) -> Result<Self, MachineIdError> {
+        let wrong = text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit());
+        if wrong {
+            return Err(MachineIdError(text.chars().take(64).collect()));
+        }
+        Ok(MachineId(text.to_ascii_lowercase().into()))
+    }
+    /// The 32 digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+    /// The first 8 digits and `...`, as lists show it.
+    pub fn short(&self) -> String {
+        format!("{}...", &self.0[..8])
+    }
+}
+impl fmt::Display for MachineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl fmt::Debug for MachineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl<'de> serde::Deserialize<'de> for MachineId {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(d)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// What a user wants of a unit.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum DesiredState {
+    /// Known to the cluster, on no machine.
+    #[default]
+    Inactive,
+    /// Placed, and known to that machine's systemd.
+    Loaded,
+    /// Started.
+    Launched,
+}
+
+impl DesiredState {
+    /// The word of the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inactive => "inactive",
+            Self::Loaded => "loaded",
+            Self::Launched => "launched",
+        }
+    }
+}
+
+/// How far a unit has come; the same words as for what is desired.
+pub type CurrentState = DesiredState;
+
+/// A unit as the cluster knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// Its file.
+    pub file: UnitFile,
+    /// What it asks of its place.
+    pub requirements: Arc<Requirements>,
+    /// What its user wants.
+    pub desired: DesiredState,
+    /// The revision it was last written at.
+    pub revision: Revision,
+}
+
+/// A machine that is there (its presence has not run out).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Machine {
+    /// The address others reach it by; may be empty.
+    pub public_ip: String,
+    /// Its metadata, with the edits made at run time.
+    pub metadata: BTreeMap<String, String>,
+    /// The version of its fleetd.
+    pub version: String,
+}
+
+/// What systemd says of a unit on a machine.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SystemdState {
+    /// `loaded`, `not-found`, `bad-setting`, `error`, `masked`
+    pub load: String,
+    /// `active`, `reloading`, `inactive`, `failed`, `activating`, `deactivating`
+    pub active: String,
+    /// `running`, `dead`, …
+    pub sub: String,
+}
+
+impl SystemdState {
+    /// Whether anything of the unit may still run: all but inactive and failed.
+    pub fn is_live(&self) -> bool {
+        !matches!(self.active.as_str(), "inactive" | "failed")
+    }
+}
+
+/// What a machine reports of a unit on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitReport {
+    /// How far the agent has brought it.
+    pub current: CurrentState,
+    /// The hash of the file it has.
+    pub hash: Hash,
+    /// What systemd says.
+    pub systemd: SystemdState,
+    /// What went wrong with the last thing the agent did for it, in words for the user.
+    pub problem: Option<String>,
+}
+
+/// One change of what the cluster knows, in the order of the registry's revisions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A unit was written, or removed.
+    Unit(UnitName, Option<Unit>),
+    /// A unit was placed on a machine, or taken off it; with the revision of that.
+    Schedule(UnitName, Option<(MachineId, Revision)>),
+    /// A machine came, changed, or is gone.
+    Machine(MachineId, Option<Machine>),
+    /// All that a machine reports of its units now.
+    States(MachineId, BTreeMap<UnitName, UnitReport>),
+}
+
+/// What an agent is asked to hold of one unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The file.
+    pub file: UnitFile,
+    /// `Loaded` or `Launched`.
+    pub state: DesiredState,
+}

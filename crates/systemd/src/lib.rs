@@ -1,0 +1,114 @@
+//! systemd and journald of one machine, through D-Bus, files and their own commands.
+//!
+//! One trait, [`Systemd`]; one implementation that does it ([`dbus::SystemdHost`]).
+use bytes::Bytes;
+use fleet_unit::{Hash, UnitFile, UnitName};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::Arc,
+};
+use tokio::sync::mpsc;
+
+pub mod dbus;
+
+/// What systemd says of a unit: load, active and sub state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct State {
+    pub load: String,
+    pub active: String,
+    pub sub: String,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobResult {
+    /// It was done.
+    Done,
+    /// Another job took its place, or it was cancelled.
+    Canceled,
+    /// It was not done; with systemd's word for it (`failed`, `timeout`, `dependency`, `skipped`, …).
+    Failed(String),
+}
+
+/// What is found on the machine when fleetd starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The unit files in the units directory that are linked into systemd, with their texts.
+    pub files: BTreeMap<UnitName, Arc<str>>,
+    /// Which units fleet has started since the machine booted, with the hash of the file it was.
+    pub launched: BTreeMap<UnitName, Hash>,
+}
+
+/// Something may have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The states of these units.
+    Units(BTreeSet<UnitName>),
+    /// Everything: the connection to systemd was lost and is back, or systemd was re-executed.
+    All,
+}
+
+/// A command's output, in pieces; the last is `Exit`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Output {
+    Out(Bytes),
+    Err(Bytes),
+    Exit(i32),
+}
+
+/// What can go wrong; Display is for the user.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// systemd refused.
+    #[error("{0}")]
+    Refused(String),
+    /// A file could not be read or written.
+    #[error("{path}: {reason}")]
+    #[allow(missing_docs)]
+    File { path: String, reason: String },
+    /// Another unit of that name, not fleet's, is there already.
+    #[error("systemd on this machine already has a unit {name}, from {path}")]
+    #[allow(missing_docs)]
+    Taken { name: UnitName, path: String },
+    /// systemd can't be reached now.
+    #[error("can't reach systemd: {0}")]
+    Unreachable(String),
+}
+
+/// systemd of one machine, as an agent needs it.
+pub trait Systemd: Send + Sync + 'static {
+    /// What is there from before.
+    fn find(&self) -> impl Future<Output = Result<Found, Error>> + Send;
+    /// Writes files and makes them known to systemd, all in as few calls as possible; a result for each, in
+    /// order. Units with an [Install] section are enabled until the next boot. Nothing is reloaded.
+    fn install(&self, units: &[(UnitName, UnitFile)]) -> impl Future<Output = Vec<Result<(), Error>>> + Send;
+    /// Unlinks (and disables) and deletes files; failed states are forgotten. A result for each, in order.
+    fn remove(&self, units: &[UnitName]) -> impl Future<Output = Vec<Result<(), Error>>> + Send;
+    /// Reloads systemd's configuration if any of these (installed a moment ago) is loaded from an older file;
+    /// says whether it did.
+    fn reload_if_needed(&self, units: &[UnitName]) -> impl Future<Output = Result<bool, Error>> + Send;
+    /// Starts a unit and waits for the job to end.
+    fn start(&self, unit: &UnitName) -> impl Future<Output = Result<JobResult, Error>> + Send;
+    /// Stops a unit and waits for the job to end. A unit that systemd does not know is stopped.
+    fn stop(&self, unit: &UnitName) -> impl Future<Output = Result<JobResult, Error>> + Send;
+    /// The states of units, in as few calls as possible. One that systemd does not know is `not-found`.
+    fn states(
+        &self,
+        units: &[UnitName],
+    ) -> impl Future<Output = Result<BTreeMap<UnitName, State>, Error>> + Send;
+    /// Remembers, until the machine's next boot, that a unit was started with this file; `None` forgets it.
+    fn mark_launched(
+        &self,
+        unit: &UnitName,
+        hash: Option<Hash>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Notices of changes of installed units' states, gathered for some milliseconds. To be taken once.
+    fn notices(&self) -> mpsc::Receiver<Notice>;
+    /// `systemctl status`, without colours and pager.
+    fn status(&self, unit: &UnitName) -> mpsc::Receiver<Output>;
+    /// `journalctl` of a unit. Dropping the receiver ends it.
+    fn journal(&self, unit: &UnitName, lines: u32, follow: bool, output: &str) -> mpsc::Receiver<Output>;
+}
