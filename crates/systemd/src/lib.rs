@@ -10,7 +10,9 @@ use std::{
 };
 use tokio::sync::mpsc;
 
+mod commands;
 pub mod dbus;
+mod files;
 
 /// What systemd says of a unit: load, active and sub state.
 #[derive(Clone, Debug, PartialEq, Eq)]
