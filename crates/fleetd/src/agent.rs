@@ -1,0 +1,568 @@
+//! The agent role: makes its machine's systemd hold what is wanted of it.
+//!
+//! What to do next for a unit is decided by [`fleet_cluster::agent::next`]; this file carries it out: it gathers the steps of all
+//! units that may need one, so that files are installed, states asked and reloads made once per batch, runs start and stop
+//! jobs side by side, and reports what changed. Before the first snapshot from a server it touches nothing, and when a session ends
+//! it goes on holding what it was last told.
+
+use fleet_cluster::agent::{self as logic, Job, Observed, Step};
+use fleet_cluster::model::*;
+use fleet_link::{AgentEnd, Ask, Chunk, FromAgent, Request, ToAgent};
+use fleet_systemd::{Error, JobResult, Notice, Output, Systemd};
+use fleet_unit::{Hash, UnitFile, UnitName};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use std::collections::{BTreeMap, BTreeSet};
+use std::{pin::Pin, sync::Arc, time::Duration};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+/// After a failure of the machine (full disk, systemd out of reach) the next attempt waits this long, doubled up
+/// to the second value.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// The safety net: all states are asked anew this often, in case a signal was lost.
+const FULL_PASS: Duration = Duration::from_secs(300);
+
+/// Questions answered at the same time; more wait in the session's queue.
+const QUESTIONS: usize = 64;
+
+/// More immediate steps than this for one unit in one go mean that the machine does not do what it says.
+const MOST_ROUNDS: usize = 12;
+
+/// A batch that takes longer than this hangs: each call to systemd in it has a shorter deadline of its own.
+const STUCK: Duration = Duration::from_secs(600);
+
+type JobFuture = Pin<Box<dyn Future<Output = (UnitName, u64, Job, Hash, Result<JobResult, Error>)> + Send>>;
+
+/// What the agent remembers of one unit.
+#[derive(Debug, Default)]
+struct Slot {
+    observed: Observed,
+    /// What its last start ran into.
+    problem: Option<String>,
+    /// What the machine ran into with it; gone with the next success.
+    trouble: Option<String>,
+    /// The number of the job under way: an answer to an older one is no longer of interest.
+    job: u64,
+    /// Not to be touched before then, after a failure.
+    hold: Option<Instant>,
+    /// How long the last failure made it wait; zero after a success.
+    pause: Duration,
+    reported: Option<UnitReport>,
+}
+
+/// Whether the agent gets on, for the watchdog.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    /// Since when it is busy with one batch.
+    busy: std::sync::Mutex<Option<Instant>>,
+}
+
+impl Pulse {
+    /// False when one batch takes longer than anything in it may take.
+    pub fn is_well(&self) -> bool {
+        self.get().is_none_or(|since| since.elapsed() < STUCK)
+    }
+
+    fn get(&self) -> Option<Instant> {
+        *self.busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn set(&self, busy: Option<Instant>) {
+        *self.busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = busy;
+    }
+}
+
+/// The agent of one machine.
+pub struct Agent<S> {
+    systemd: Arc<S>,
+    /// What the server wants; `None` before the first snapshot.
+    wanted: Option<BTreeMap<UnitName, Wanted>>,
+    slots: BTreeMap<UnitName, Slot>,
+    /// Units that may need a step.
+    dirty: BTreeSet<UnitName>,
+    /// Units of which the report may have changed.
+    touched: BTreeSet<UnitName>,
+    /// Units that wait after a failure.
+    held: BTreeSet<UnitName>,
+    jobs: FuturesUnordered<JobFuture>,
+    job_count: u64,
+    questions: JoinSet<()>,
+    pulse: Arc<Pulse>,
+}
+
+impl<S: Systemd> Agent<S> {
+    /// An agent that knows what is on the machine from before, and has changed nothing.
+    pub async fn new(systemd: Arc<S>) -> Result<Self, Error> {
+        let found = systemd.find().await?;
+        let mut slots: BTreeMap<UnitName, Slot> = BTreeMap::new();
+        for (name, text) in found.files {
+            slots.entry(name).or_default().observed.text = Some(text);
+        }
+        for (name, hash) in found.launched {
+            slots.entry(name).or_default().observed.launched = Some(hash);
+        }
+        if !slots.is_empty() {
+            info!("found {} units of fleet on this machine", slots.len());
+        }
+        let dirty = slots.keys().cloned().collect();
+        Ok(Agent {
+            systemd,
+            wanted: None,
+            slots,
+            dirty,
+            touched: BTreeSet::new(),
+            held: BTreeSet::new(),
+            jobs: FuturesUnordered::new(),
+            job_count: 0,
+            questions: JoinSet::new(),
+            pulse: Arc::default(),
+        })
+    }
+
+    /// How the agent gets on.
+    pub fn pulse(&self) -> Arc<Pulse> {
+        self.pulse.clone()
+    }
+
+    /// Works until cancelled: with one session after the other, and without one in between. Units are left as they are.
+    pub async fn run(mut self, mut sessions: mpsc::Receiver<AgentEnd>, cancel: CancellationToken) {
+        let mut notices = self.systemd.notices();
+        let mut session: Option<AgentEnd> = None;
+        let mut full_pass = tokio::time::interval_at(Instant::now() + FULL_PASS, FULL_PASS);
+        self.ask_all().await;
+        loop {
+            self.pulse.set(Some(Instant::now()));
+            self.settle().await;
+            self.report(&session).await;
+            self.pulse.set(None);
+            let idle = session.is_none();
+            let message = async {
+                match &mut session {
+                    Some(end) => end.receive.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let holds = self.held.iter().filter_map(|name| self.slots.get(name)?.hold);
+            let next_hold = holds.min();
+            let held = async {
+                match next_hold {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                message = message => match message {
+                    Some(message) => self.take(message),
+                    None => {
+                        warn!("the session with the server ended; units go on as they are");
+                        session = None;
+                    }
+                },
+                end = sessions.recv(), if idle => match end {
+                    Some(end) => {
+                        for slot in self.slots.values_mut() {
+                            slot.reported = None;
+                        }
+                        self.report_all(&end).await;
+                        session = Some(end);
+                    }
+                    None => break,
+                },
+                Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.job_done(done).await,
+                notice = notices.recv() => match notice {
+                    Some(Notice::Units(names)) => self.look_again(names),
+                    Some(Notice::All) => self.look_again(self.slots.keys().cloned().collect()),
+                    None => {
+                        warn!("no more notices from systemd");
+                        break;
+                    }
+                },
+                () = held => self.end_holds(),
+                _ = full_pass.tick() => self.look_again(self.slots.keys().cloned().collect()),
+                Some(_) = self.questions.join_next(), if !self.questions.is_empty() => {}
+            }
+        }
+        self.questions.shutdown().await;
+    }
+
+    fn take(&mut self, message: ToAgent) {
+        match message {
+            ToAgent::Snapshot(wanted) => {
+                self.dirty.extend(self.slots.keys().cloned());
+                self.dirty.extend(wanted.keys().cloned());
+                self.wanted = Some(wanted);
+            }
+            ToAgent::Changes(changes) => {
+                let wanted = self.wanted.get_or_insert_default();
+                for (name, change) in changes {
+                    match change {
+                        Some(change) => wanted.insert(name.clone(), change),
+                        None => wanted.remove(&name),
+                    };
+                    if let Some(slot) = self.slots.get_mut(&name) {
+                        slot.hold = None;
+                    }
+                    self.dirty.insert(name);
+                }
+            }
+            ToAgent::Request(request) => self.answer(request),
+        }
+    }
+
+    /// Their states may have changed.
+    fn look_again(&mut self, names: BTreeSet<UnitName>) {
+        for name in names {
+            if let Some(slot) = self.slots.get_mut(&name) {
+                slot.observed.systemd = None;
+                self.dirty.insert(name);
+            }
+        }
+    }
+
+    fn end_holds(&mut self) {
+        let now = Instant::now();
+        let (slots, dirty) = (&mut self.slots, &mut self.dirty);
+        self.held.retain(|name| match slots.get_mut(name) {
+            Some(slot) if slot.hold.is_some_and(|until| until > now) => true,
+            Some(slot) => {
+                slot.hold = None;
+                dirty.insert(name.clone());
+                false
+            }
+            None => false,
+        });
+    }
+
+    /// Carries out steps until every unit rests or has a job under way.
+    async fn settle(&mut self) {
+        // Before a server has said what is wanted, only states are looked at.
+        if self.wanted.is_none() {
+            return self.ask_all().await;
+        }
+        for _ in 0..MOST_ROUNDS {
+            if self.dirty.is_empty() {
+                return;
+            }
+            self.round().await;
+        }
+        let stuck: Vec<_> = std::mem::take(&mut self.dirty).into_iter().collect();
+        for name in &stuck {
+            self.fail(name, "systemd does not do what it says; see the log of fleetd".to_owned());
+        }
+        warn!("no end of steps for {stuck:?}");
+    }
+
+    async fn round(&mut self) {
+        let now = Instant::now();
+        let (mut ask, mut install, mut remove) = (Vec::new(), Vec::new(), Vec::new());
+        self.touched.extend(self.dirty.iter().cloned());
+        for name in std::mem::take(&mut self.dirty) {
+            let wanted = self.wanted.as_ref().and_then(|wanted| wanted.get(&name));
+            let slot = self.slots.entry(name.clone()).or_default();
+            if slot.hold.is_some_and(|until| until > now) {
+                continue;
+            }
+            match logic::next(wanted, &slot.observed) {
+                Step::Rest => {}
+                Step::Ask => ask.push(name),
+                Step::Install => install.extend(wanted.map(|wanted| (name, wanted.file.clone()))),
+                Step::Start(hash) => self.begin(name, Job::Start, hash),
+                Step::Stop => {
+                    let hash = slot.observed.launched.unwrap_or(Hash([0; 20]));
+                    self.begin(name, Job::Stop, hash);
+                }
+                Step::Adopt(hash) => {
+                    info!(UNIT = %name, "{name} runs already as wanted; left as it is");
+                    self.mark(name, Some(hash)).await;
+                }
+                Step::Release => self.mark(name, None).await,
+                Step::Remove => remove.push(name),
+                Step::Forget => {
+                    // What was reported has to be taken back, so the slot goes when that is done.
+                    if slot.reported.is_none() {
+                        self.slots.remove(&name);
+                    }
+                }
+            }
+        }
+        if !install.is_empty() {
+            self.install(install).await;
+        }
+        if !remove.is_empty() {
+            self.remove(remove).await;
+        }
+        if !ask.is_empty() {
+            self.ask(&ask).await;
+        }
+    }
+
+    fn begin(&mut self, name: UnitName, job: Job, hash: Hash) {
+        self.job_count += 1;
+        let number = self.job_count;
+        if let Some(slot) = self.slots.get_mut(&name) {
+            slot.observed.job = Some(job);
+            slot.job = number;
+            slot.problem = None;
+        }
+        let systemd = self.systemd.clone();
+        self.jobs.push(Box::pin(async move {
+            let result = match job {
+                Job::Start => systemd.start(&name).await,
+                Job::Stop => systemd.stop(&name).await,
+            };
+            (name, number, job, hash, result)
+        }));
+    }
+
+    async fn job_done(&mut self, done: (UnitName, u64, Job, Hash, Result<JobResult, Error>)) {
+        let (name, number, job, hash, result) = done;
+        let Some(slot) = self.slots.get_mut(&name) else { return };
+        if slot.job != number {
+            debug!(UNIT = %name, "an older {job:?} of {name} ended: {result:?}");
+            return;
+        }
+        slot.observed.job = None;
+        slot.observed.systemd = None;
+        self.dirty.insert(name.clone());
+        match (job, result) {
+            (_, Err(error)) => return self.fail(&name, error.to_string()),
+            (Job::Stop, Ok(JobResult::Failed(word))) => {
+                return self.fail(&name, format!("its stop job ended with result '{word}'"));
+            }
+            (Job::Start, Ok(JobResult::Done)) => info!(UNIT = %name, "started {name}"),
+            (Job::Stop, Ok(JobResult::Done)) => info!(UNIT = %name, "stopped {name}"),
+            (Job::Start, Ok(JobResult::Canceled)) => {
+                self.problem(&name, "its start was cancelled on the machine".to_owned());
+            }
+            (Job::Start, Ok(JobResult::Failed(word))) => {
+                self.problem(&name, format!("its start job ended with result '{word}'"));
+            }
+            // Somebody started it again meanwhile; the state says what to do.
+            (Job::Stop, Ok(JobResult::Canceled)) => {}
+        }
+        self.succeed(&name);
+        if job == Job::Start {
+            // Also after a failure: it was started as it was asked to be, and the outcome is reported, not repeated.
+            self.mark(name, Some(hash)).await;
+        }
+    }
+
+    async fn mark(&mut self, name: UnitName, hash: Option<Hash>) {
+        match self.systemd.mark_launched(&name, hash).await {
+            Ok(()) => {
+                if let Some(slot) = self.slots.get_mut(&name) {
+                    slot.observed.launched = hash;
+                }
+                self.dirty.insert(name);
+            }
+            Err(error) => self.fail(&name, error.to_string()),
+        }
+    }
+
+    async fn install(&mut self, units: Vec<(UnitName, UnitFile)>) {
+        let results = self.systemd.install(&units).await;
+        let mut changed = Vec::new();
+        for ((name, file), result) in units.into_iter().zip(results) {
+            let Some(slot) = self.slots.get_mut(&name) else { continue };
+            match result {
+                Ok(()) => {
+                    // A unit that systemd may have loaded from an older file has to be read again.
+                    if slot.observed.systemd.take().is_some() || slot.observed.text.is_some() {
+                        changed.push(name.clone());
+                    }
+                    slot.observed.text = Some(file.shared_text());
+                    self.succeed(&name);
+                    self.dirty.insert(name);
+                }
+                Err(error) => self.fail(&name, error.to_string()),
+            }
+        }
+        if !changed.is_empty() {
+            match self.systemd.reload_if_needed(&changed).await {
+                Ok(reloaded) => debug!(reloaded, "{} unit files changed", changed.len()),
+                Err(error) => {
+                    for name in changed {
+                        // Written again at the next attempt, so that the reload is not forgotten.
+                        if let Some(slot) = self.slots.get_mut(&name) {
+                            slot.observed.text = None;
+                        }
+                        self.fail(&name, error.to_string());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn remove(&mut self, names: Vec<UnitName>) {
+        let results = self.systemd.remove(&names).await;
+        for (name, result) in names.into_iter().zip(results) {
+            match result {
+                Ok(()) => {
+                    info!(UNIT = %name, "removed {name}");
+                    if let Some(slot) = self.slots.get_mut(&name) {
+                        slot.observed.text = None;
+                        slot.problem = None;
+                    }
+                    self.succeed(&name);
+                    if self.slots.get(&name).is_some_and(|slot| slot.observed.launched.is_some()) {
+                        self.mark(name, None).await;
+                    } else {
+                        self.dirty.insert(name);
+                    }
+                }
+                Err(error) => self.fail(&name, error.to_string()),
+            }
+        }
+    }
+
+    async fn ask(&mut self, names: &[UnitName]) {
+        match self.systemd.states(names).await {
+            Ok(states) => {
+                for (name, state) in states {
+                    if let Some(slot) = self.slots.get_mut(&name) {
+                        slot.observed.systemd =
+                            Some(SystemdState { load: state.load, active: state.active, sub: state.sub });
+                        self.dirty.insert(name.clone());
+                        self.succeed(&name);
+                    }
+                }
+            }
+            Err(error) => {
+                for name in names {
+                    self.fail(name, error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Asks for all states that are not known.
+    async fn ask_all(&mut self) {
+        let now = Instant::now();
+        let unknown: Vec<_> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.observed.systemd.is_none() && slot.hold.is_none_or(|until| until <= now))
+            .map(|(name, _)| name.clone())
+            .collect();
+        if !unknown.is_empty() {
+            self.ask(&unknown).await;
+        }
+    }
+
+    /// Something the unit's own start ran into: reported, not tried again.
+    fn problem(&mut self, name: &UnitName, problem: String) {
+        warn!(UNIT = %name, "{name}: {problem}");
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.problem = Some(problem);
+            self.touched.insert(name.clone());
+        }
+    }
+
+    /// Something was done: the machine is well again as far as this unit goes.
+    fn succeed(&mut self, name: &UnitName) {
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.trouble = None;
+            slot.pause = Duration::ZERO;
+            self.touched.insert(name.clone());
+        }
+    }
+
+    /// Something the machine ran into: reported, and tried again later.
+    fn fail(&mut self, name: &UnitName, trouble: String) {
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.pause = (slot.pause * 2).clamp(RETRY.0, RETRY.1);
+            slot.hold = Some(Instant::now() + slot.pause);
+            if slot.trouble.as_ref() != Some(&trouble) {
+                warn!(UNIT = %name, "{name}: {trouble}; trying again");
+            }
+            slot.trouble = Some(trouble);
+            self.touched.insert(name.clone());
+            self.held.insert(name.clone());
+        }
+    }
+
+    /// What is to be reported of a unit now.
+    fn current_report(&self, name: &UnitName) -> Option<UnitReport> {
+        let slot = self.slots.get(name)?;
+        let wanted = self.wanted.as_ref().and_then(|wanted| wanted.get(name));
+        logic::report(wanted, &slot.observed, slot.trouble.as_deref().or(slot.problem.as_deref()))
+    }
+
+    /// Reports what changed since the last report.
+    async fn report(&mut self, session: &Option<AgentEnd>) {
+        let Some(end) = session else { return };
+        let mut changes = BTreeMap::new();
+        for name in std::mem::take(&mut self.touched) {
+            let asked = self.slots.get(&name).is_some_and(|slot| slot.observed.systemd.is_none());
+            let report = self.current_report(&name);
+            let Some(slot) = self.slots.get_mut(&name) else { continue };
+            // A state that is being asked for is no news; what was reported last stands until the answer is here.
+            if asked && report.is_none() && slot.observed.text.is_some() {
+                continue;
+            }
+            if report != slot.reported {
+                slot.reported = report.clone();
+                changes.insert(name.clone(), report);
+            }
+        }
+        for name in changes.iter().filter(|(_, report)| report.is_none()).map(|(name, _)| name.clone()) {
+            self.dirty.insert(name);
+        }
+        if !changes.is_empty() && end.send.send(FromAgent::Changes(changes)).await.is_err() {
+            debug!("the server is gone; reporting again in the next session");
+        }
+    }
+
+    /// Reports everything, at the beginning of a session.
+    async fn report_all(&mut self, end: &AgentEnd) {
+        let mut all = BTreeMap::new();
+        let names: Vec<_> = self.slots.keys().cloned().collect();
+        for name in names {
+            let report = self.current_report(&name);
+            if let Some(slot) = self.slots.get_mut(&name) {
+                slot.reported = report.clone();
+            }
+            all.extend(report.map(|report| (name, report)));
+        }
+        if end.send.send(FromAgent::Snapshot(all)).await.is_err() {
+            debug!("the server is gone; reporting again in the next session");
+        }
+    }
+
+    /// Answers a question in a task of its own.
+    fn answer(&mut self, request: Request) {
+        while self.questions.try_join_next().is_some() {}
+        if self.questions.len() >= QUESTIONS {
+            let refusal =
+                Chunk::Failed("too many requests for this machine at the same time; try again".to_owned());
+            let _ = request.answer.try_send(refusal);
+            return;
+        }
+        let mut output = match &request.ask {
+            Ask::Status(unit) => self.systemd.status(unit),
+            Ask::Journal { unit, lines, follow, output } => {
+                self.systemd.journal(unit, *lines, *follow, output)
+            }
+        };
+        self.questions.spawn(async move {
+            loop {
+                let piece = tokio::select! {
+                    () = request.answer.closed() => return,
+                    piece = output.recv() => piece,
+                };
+                let (chunk, last) = match piece {
+                    Some(Output::Out(bytes)) => (Chunk::Out(bytes), false),
+                    Some(Output::Err(bytes)) => (Chunk::Err(bytes), false),
+                    Some(Output::Exit(code)) => (Chunk::Exit(code), true),
+                    None => (Chunk::Failed("the command could not be run".to_owned()), true),
+                };
+                if request.answer.send(chunk).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,283 @@
+//! Status, journal and events: answers that come from a machine, or that go on.
+
+use super::{Answer, Api, Body, failure, full, route};
+use crate::server::hub::Subject;
+use bytes::Bytes;
+use fleet_api::events::Event;
+use fleet_cluster::{model::MachineId, view::View};
+use fleet_link::{Ask, Chunk};
+use fleet_registry::Store;
+use fleet_unit::UnitName;
+use futures_util::{Stream, StreamExt, stream};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::{HeaderMap, Response, StatusCode, body::Frame, header};
+use std::{collections::BTreeSet, convert::Infallible, time::Duration};
+use tokio::{sync::mpsc, time::timeout};
+
+/// How long a machine may take to answer, or to begin to.
+const MACHINE_DEADLINE: Duration = Duration::from_secs(20);
+/// The longest status text, bytes.
+const MAX_STATUS: usize = 4 << 20;
+/// A comment is sent on event streams this often, so that both ends notice a dead connection.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+const EXIT_CODE: header::HeaderName = header::HeaderName::from_static("fleet-exit-code");
+const MACHINE: header::HeaderName = header::HeaderName::from_static("fleet-machine");
+
+type Query = [(String, String)];
+
+impl<S: Store> Api<S> {
+    pub(super) async fn status(&self, name: &str, query: &Query) -> Answer {
+        let (machine, unit) = match choose(&self.server.hub().view(), name, query) {
+            Ok(chosen) => chosen,
+            Err((status, message)) => return failure(status, &message),
+        };
+        let mut answer = match self.server.ask(&machine, Ask::Status(unit)).await {
+            Ok(answer) => answer,
+            Err(error) => return failure(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let collect = async {
+            while let Some(chunk) = answer.recv().await {
+                match chunk {
+                    Chunk::Out(bytes) if out.len() + bytes.len() <= MAX_STATUS => {
+                        out.extend_from_slice(&bytes)
+                    }
+                    Chunk::Err(bytes) if err.len() + bytes.len() <= MAX_STATUS => {
+                        err.extend_from_slice(&bytes)
+                    }
+                    Chunk::Out(_) | Chunk::Err(_) => return Err("its answer is too long".to_owned()),
+                    Chunk::Exit(code) => return Ok(code),
+                    Chunk::Failed(reason) => return Err(reason),
+                }
+            }
+            Err("the answer was cut off".to_owned())
+        };
+        let code = match timeout(MACHINE_DEADLINE, collect).await {
+            Ok(Ok(code)) => code,
+            Ok(Err(reason)) => return machine_failure(&machine, &reason),
+            Err(_) => return machine_failure(&machine, "no answer in time"),
+        };
+        if out.is_empty() {
+            out = err;
+        }
+        let mut answer = text(full(out));
+        answer.headers_mut().insert(EXIT_CODE, code.into());
+        insert_machine(&mut answer, &machine);
+        answer
+    }
+
+    pub(super) async fn journal(&self, name: &str, query: &Query) -> Answer {
+        let (machine, unit) = match choose(&self.server.hub().view(), name, query) {
+            Ok(chosen) => chosen,
+            Err((status, message)) => return failure(status, &message),
+        };
+        let Ok(lines) = route::first(query, "lines").unwrap_or("10").parse() else {
+            return failure(StatusCode::BAD_REQUEST, "lines must be a number of lines");
+        };
+        let follow = route::first(query, "follow").is_some_and(|value| !matches!(value, "0" | "false"));
+        let output = route::first(query, "output").filter(|output| !output.is_empty()).unwrap_or("short");
+        if !output.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') || output.len() > 64 {
+            return failure(StatusCode::BAD_REQUEST, &format!("Unknown output format '{output}'."));
+        }
+        let ask = Ask::Journal { unit, lines, follow, output: output.to_owned() };
+        let mut answer = match self.server.ask(&machine, ask).await {
+            Ok(answer) => answer,
+            Err(error) => return failure(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        };
+        // Whether it works at all is known with the first piece; a journal that is followed may have none for long.
+        let mut complaint = Vec::new();
+        let first = async {
+            loop {
+                match answer.recv().await {
+                    Some(Chunk::Err(bytes)) if complaint.len() < MAX_STATUS => {
+                        complaint.extend_from_slice(&bytes)
+                    }
+                    other => return other,
+                }
+            }
+        };
+        let patience = if follow { Duration::from_millis(300) } else { MACHINE_DEADLINE };
+        let first = match timeout(patience, first).await {
+            Ok(Some(Chunk::Exit(code))) if code != 0 => {
+                let message = String::from_utf8_lossy(&complaint).trim_end().to_owned();
+                let mut answer = failure(StatusCode::BAD_REQUEST, &message);
+                answer.headers_mut().insert(EXIT_CODE, code.into());
+                return answer;
+            }
+            Ok(Some(Chunk::Failed(reason))) => return machine_failure(&machine, &reason),
+            Ok(None) => return machine_failure(&machine, "the answer was cut off"),
+            Ok(Some(chunk)) => Some(chunk),
+            Err(_) if follow => None,
+            Err(_) => return machine_failure(&machine, "no answer in time"),
+        };
+        let pieces =
+            stream::iter(first).chain(receive(answer)).take_until(self.cancel.clone().cancelled_owned());
+        let frames = pieces.map(|chunk| {
+            Ok::<_, Infallible>(match chunk {
+                Chunk::Out(bytes) | Chunk::Err(bytes) => Frame::data(bytes),
+                Chunk::Failed(reason) => Frame::data(Bytes::from(format!("{reason}\n"))),
+                Chunk::Exit(code) => {
+                    let mut trailers = HeaderMap::new();
+                    trailers.insert(EXIT_CODE, code.into());
+                    Frame::trailers(trailers)
+                }
+            })
+        });
+        let mut answer = text(StreamBody::new(frames).boxed_unsync());
+        insert_machine(&mut answer, &machine);
+        answer.headers_mut().insert(header::TRAILER, header::HeaderValue::from_name(EXIT_CODE));
+        answer
+    }
+
+    pub(super) fn events(&self, query: &Query, headers: &HeaderMap) -> Answer {
+        let last_id = headers.get("last-event-id").and_then(|value| value.to_str().ok());
+        let since = match route::first(query, "since").or(last_id).map(str::parse) {
+            None => None,
+            Some(Ok(revision)) => Some(revision),
+            Some(Err(_)) => return failure(StatusCode::BAD_REQUEST, "since must be a revision"),
+        };
+        let mut units = BTreeSet::new();
+        for (_, name) in query.iter().filter(|(key, _)| key == "unitName") {
+            match UnitName::parse(name) {
+                Ok(name) => units.insert(name),
+                Err(error) => return failure(StatusCode::BAD_REQUEST, &error.to_string()),
+            };
+        }
+        let snapshot = route::first(query, "snapshot").is_some_and(|value| !matches!(value, "0" | "false"));
+        let lines = self.event_lines(units, snapshot, since);
+        let frames = lines.map(|text| Ok::<_, Infallible>(Frame::data(Bytes::from(text))));
+        let mut answer = Response::new(StreamBody::new(frames).boxed_unsync());
+        let headers = answer.headers_mut();
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/event-stream"));
+        headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-cache"));
+        answer
+    }
+
+    /// The text of an event stream. What is sent of a subject is its state at that moment, so a slow reader gets fewer
+    /// events, never older ones.
+    fn event_lines(
+        &self,
+        units: BTreeSet<UnitName>,
+        snapshot: bool,
+        since: Option<u64>,
+    ) -> impl Stream<Item = String> + Send + 'static {
+        let hub = self.server.hub().clone();
+        let applied = hub.applied();
+        let now = *applied.borrow();
+        let wanted = move |subject: &Subject| match subject {
+            _ if units.is_empty() => true,
+            Subject::Unit(name) => units.contains(name),
+            Subject::Machine(_) => false,
+        };
+        let first = if snapshot {
+            let mut subjects = BTreeSet::new();
+            let view = hub.view();
+            subjects.extend(view.units().map(|(name, _)| Subject::Unit(name.clone())));
+            subjects.extend(view.reports().map(|(name, _, _)| Subject::Unit(name.clone())));
+            subjects.extend(view.machines().map(|(id, _)| Subject::Machine(id.clone())));
+            drop(view);
+            let mut text: String =
+                subjects.iter().filter(|s| wanted(s)).map(|s| line(now, &hub.event(s))).collect();
+            text += &line(now, &Event::Ready);
+            text
+        } else {
+            // So that the client knows at once that it is connected.
+            ": connected\n\n".to_owned()
+        };
+        let cursor = if snapshot { now } else { since.unwrap_or(now) };
+        let state = (hub, applied, cursor, wanted);
+        let rest = stream::unfold(state, |(hub, mut applied, cursor, wanted)| async move {
+            let mut cursor = cursor;
+            loop {
+                applied.borrow_and_update();
+                let text = match hub.changed_since(cursor) {
+                    None => {
+                        cursor = *applied.borrow();
+                        line(cursor, &Event::Reset)
+                    }
+                    Some((subjects, next)) => {
+                        cursor = next;
+                        subjects.iter().filter(|s| wanted(s)).map(|s| line(next, &hub.event(s))).collect()
+                    }
+                };
+                if !text.is_empty() {
+                    return Some((text, (hub, applied, cursor, wanted)));
+                }
+                match timeout(HEARTBEAT, applied.changed()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return None,
+                    Err(_) => return Some((": still here\n\n".to_owned(), (hub, applied, cursor, wanted))),
+                }
+            }
+        });
+        stream::iter([first]).chain(rest).take_until(self.cancel.clone().cancelled_owned())
+    }
+}
+
+fn line(revision: u64, event: &Event) -> String {
+    let kind = match event {
+        Event::Unit(_) => "unit",
+        Event::UnitGone { .. } => "unitGone",
+        Event::Machine(_) => "machine",
+        Event::MachineGone { .. } => "machineGone",
+        Event::Ready => "ready",
+        Event::Reset => "reset",
+    };
+    // Plain values of strings, numbers and booleans: writing them as JSON can't fail.
+    let data = serde_json::to_string(event).unwrap_or_default();
+    format!("id: {revision}\nevent: {kind}\ndata: {data}\n\n")
+}
+
+fn receive(receiver: mpsc::Receiver<Chunk>) -> impl Stream<Item = Chunk> + Send + 'static {
+    stream::unfold(
+        receiver,
+        |mut receiver| async move { receiver.recv().await.map(|chunk| (chunk, receiver)) },
+    )
+}
+
+fn text(body: Body) -> Answer {
+    let mut answer = Response::new(body);
+    let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(header::CONTENT_TYPE, plain);
+    answer
+}
+
+fn insert_machine(answer: &mut Answer, machine: &MachineId) {
+    if let Ok(value) = header::HeaderValue::from_str(machine.as_str()) {
+        answer.headers_mut().insert(MACHINE, value);
+    }
+}
+
+fn machine_failure(machine: &MachineId, reason: &str) -> Answer {
+    failure(StatusCode::SERVICE_UNAVAILABLE, &format!("machine {machine}: {reason}"))
+}
+
+/// The machine to ask about a unit: the one the query names, the one it is placed on, or the only one that has it.
+fn choose(view: &View, name: &str, query: &Query) -> Result<(MachineId, UnitName), (StatusCode, String)> {
+    let missing = || (StatusCode::NOT_FOUND, "unit does not exist".to_owned());
+    let name = UnitName::parse(name).map_err(|_| missing())?;
+    let (first, second) = {
+        let mut there = view.reports_of(&name).map(|(machine, _)| machine.clone());
+        (there.next(), there.next())
+    };
+    if view.unit(&name).is_none() && first.is_none() {
+        return Err(missing());
+    }
+    if let Some(machine) = route::first(query, "machine").filter(|machine| !machine.is_empty()) {
+        let machine =
+            MachineId::parse(machine).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+        if view.reports_of(&name).all(|(other, _)| *other != machine) {
+            return Err((StatusCode::CONFLICT, format!("unit {name} is not on machine {machine}")));
+        }
+        return Ok((machine, name));
+    }
+    let place = view.place(&name).map(|(machine, _)| machine.clone());
+    match (place, first, second) {
+        (Some(machine), _, _) | (None, Some(machine), None) => Ok((machine, name)),
+        (None, Some(_), Some(_)) => {
+            Err((StatusCode::CONFLICT, format!("unit {name} is on several machines: say which")))
+        }
+        (None, None, _) => Err((StatusCode::CONFLICT, format!("unit {name} is on no machine"))),
+    }
+}

@@ -1,0 +1,139 @@
+//! The HTTP API v1 (golden/19-api.txt) and what fleet adds to it, answered from the server's view.
+//!
+//! - [`route`]: which path and method is what; pure
+//! - [`decode`]: bodies, with the original's words for what is wrong with them; pure
+//! - [`resources`]: units, states, machines
+//! - [`live`]: status, journal and events: answers that come from machines or go on
+//!
+//! Bounds: connections, header time, body size and time; every answer but the live ones has a deadline.
+
+mod decode;
+mod live;
+mod page;
+mod resources;
+mod route;
+
+use crate::server::Server;
+use bytes::Bytes;
+use fleet_api::types::{ErrorBody, ErrorDetail};
+use fleet_registry::Store;
+use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
+use hyper::{Request, Response, StatusCode, body::Incoming, header, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{convert::Infallible, sync::Arc, time::Duration};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// The largest request body, bytes: a unit file of the largest size, twice (as text and as options), escaped.
+pub const MAX_BODY: usize = 8 << 20;
+/// How long a client may take to send its header, and its body.
+const HEADER_DEADLINE: Duration = Duration::from_secs(15);
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
+/// How long an answer may take that is not live.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// Connections at the same time; more wait to be accepted.
+pub const MAX_CONNECTIONS: usize = 1024;
+
+pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
+pub(crate) type Answer = Response<Body>;
+
+/// The version in the `Server` header.
+pub const SERVER: &str = concat!("fleetd/", env!("CARGO_PKG_VERSION"));
+
+/// What the API needs.
+pub struct Api<S: Store> {
+    /// The server it speaks for.
+    pub server: Server<S>,
+    /// Units, states or machines on one page (`token_limit`).
+    pub page_size: u16,
+    /// Ends live answers.
+    pub cancel: CancellationToken,
+    /// Permits for connections.
+    pub connections: Arc<Semaphore>,
+}
+
+impl<S: Store> Api<S> {
+    /// Serves one connection until its end, or, after cancellation, until the request under way is answered.
+    pub async fn serve(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let api = self.clone();
+        let service = service_fn(move |request| {
+            let api = api.clone();
+            async move { Ok::<_, Infallible>(api.answer(request).await) }
+        });
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).max_buf_size(64 << 10);
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.cancel.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            debug!("API connection: {error}");
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        debug!("HTTP {} {}", request.method(), request.uri());
+        let mut answer =
+            match tokio::time::timeout(ANSWER_DEADLINE + BODY_DEADLINE, self.dispatch(request)).await {
+                Ok(answer) => answer,
+                Err(_) => failure(StatusCode::GATEWAY_TIMEOUT, "no answer within a minute"),
+            };
+        let headers = answer.headers_mut();
+        headers.insert(header::SERVER, header::HeaderValue::from_static(SERVER));
+        let revision = *self.server.hub().applied().borrow();
+        headers.insert("fleet-revision", header::HeaderValue::from(revision));
+        answer
+    }
+}
+
+/// Reads a whole body within its bounds.
+pub(crate) async fn read_body(body: Incoming) -> Result<Bytes, Answer> {
+    match tokio::time::timeout(BODY_DEADLINE, Limited::new(body, MAX_BODY).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(failure(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            &format!("request body is larger than {MAX_BODY} bytes"),
+        )),
+        Ok(Err(error)) => Err(failure(StatusCode::BAD_REQUEST, &format!("unable to read body: {error}"))),
+        Err(_) => Err(failure(StatusCode::REQUEST_TIMEOUT, "request body did not arrive in time")),
+    }
+}
+
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).boxed_unsync()
+}
+
+/// An answer in JSON.
+pub(crate) fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => {
+            let mut answer = Response::new(full(bytes));
+            *answer.status_mut() = status;
+            answer
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+            answer
+        }
+        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+/// An answer without a body.
+pub(crate) fn empty(status: StatusCode) -> Answer {
+    let mut answer = Response::new(full(Bytes::new()));
+    *answer.status_mut() = status;
+    answer
+}
+
+/// An error answer.
+pub(crate) fn failure(status: StatusCode, message: &str) -> Answer {
+    let error = ErrorDetail { code: status.as_u16(), message: message.to_owned() };
+    json(status, &ErrorBody { error })
+}

@@ -1,0 +1,250 @@
+//! Units, states and machines.
+
+use super::{Answer, Api, decode, empty, failure, json, page::Page, read_body, route};
+use crate::server::{Put, WriteError, hub};
+use fleet_api::types;
+use fleet_cluster::{model::DesiredState, view::View};
+use fleet_registry::{Store, StoreError};
+use fleet_unit::{UnitFile, UnitName, UnitOption};
+use hyper::{HeaderMap, Request, Response, StatusCode, body::Incoming, header};
+use route::Route;
+
+const NO_UNIT: &str = "unit does not exist";
+
+impl<S: Store> Api<S> {
+    pub(super) async fn dispatch(&self, request: Request<Incoming>) -> Answer {
+        let route = route::route(request.method(), request.uri().path());
+        let query = route::query(request.uri().query());
+        let needs_view = !matches!(route, Route::Discovery | Route::Refused(..));
+        if needs_view && *self.server.hub().applied().borrow() == 0 {
+            return failure(StatusCode::SERVICE_UNAVAILABLE, "fleet server has not read its registry yet");
+        }
+        match route {
+            Route::Refused(status, message) => failure(status, message),
+            Route::Discovery => discovery(request.headers()),
+            Route::Machines => self.machines(&query),
+            Route::PatchMachines => self.patch_machines(request).await,
+            Route::Units => self.units(&query),
+            Route::Unit(name) => {
+                self.with_unit(&name, |view, name| json(StatusCode::OK, &resource(view, name)))
+            }
+            Route::UnitFile(name) => self.with_unit(&name, |view, name| {
+                let text = view.unit(name).map(|unit| unit.file.text().to_owned()).unwrap_or_default();
+                let mut answer = Response::new(super::full(text));
+                let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
+                answer.headers_mut().insert(header::CONTENT_TYPE, plain);
+                answer
+            }),
+            Route::UnitExplain(name) => {
+                self.with_unit(&name, |view, name| json(StatusCode::OK, &hub::explanation(view, name)))
+            }
+            Route::PutUnit(name) => match self.put_unit(&name, request).await {
+                Ok(answer) | Err(answer) => answer,
+            },
+            Route::DeleteUnit(name) => self.delete_unit(&name).await,
+            Route::States => self.states(&query),
+            Route::State(name) => self.state(&name),
+            Route::UnitStatus(name) => self.status(&name, &query).await,
+            Route::UnitJournal(name) => self.journal(&name, &query).await,
+            Route::Events => self.events(&query, request.headers()),
+        }
+    }
+
+    fn machines(&self, query: &[(String, String)]) -> Answer {
+        let page = match Page::of(query, self.page_size) {
+            Ok(page) => page,
+            Err(message) => return failure(StatusCode::BAD_REQUEST, &message),
+        };
+        let view = self.server.hub().view();
+        let (machines, next_page_token) =
+            page.cut(view.machines().map(|(id, machine)| hub::machine_resource(id, machine)));
+        json(StatusCode::OK, &types::MachinePage { machines, next_page_token })
+    }
+
+    fn units(&self, query: &[(String, String)]) -> Answer {
+        let page = match Page::of(query, self.page_size) {
+            Ok(page) => page,
+            Err(message) => return failure(StatusCode::BAD_REQUEST, &message),
+        };
+        let view = self.server.hub().view();
+        let (names, next_page_token) = page.cut(view.units().map(|(name, _)| name));
+        let units = names.into_iter().filter_map(|name| resource(&view, name)).collect();
+        json(StatusCode::OK, &types::UnitPage { next_page_token, units })
+    }
+
+    fn states(&self, query: &[(String, String)]) -> Answer {
+        let page = match Page::of(query, self.page_size) {
+            Ok(page) => page,
+            Err(message) => return failure(StatusCode::BAD_REQUEST, &message),
+        };
+        let wanted = |key| route::first(query, key).filter(|value| !value.is_empty());
+        let (unit, machine) = (wanted("unitName"), wanted("machineID"));
+        let view = self.server.hub().view();
+        let states = view
+            .reports()
+            .filter(|(name, id, _)| {
+                unit.is_none_or(|unit| unit == name.as_str())
+                    && machine.is_none_or(|machine| machine == id.as_str())
+            })
+            .map(|(name, id, report)| hub::state_resource(name, id, report));
+        let (states, next_page_token) = page.cut(states);
+        json(StatusCode::OK, &types::UnitStatePage { next_page_token, states })
+    }
+
+    /// The last machine's, for a unit on several, as the original.
+    fn state(&self, name: &str) -> Answer {
+        let view = self.server.hub().view();
+        let found = UnitName::parse(name).ok().and_then(|name| {
+            let (machine, report) = view.reports_of(&name).last()?;
+            Some(hub::state_resource(&name, machine, report))
+        });
+        match found {
+            Some(state) => json(StatusCode::OK, &state),
+            None => failure(StatusCode::NOT_FOUND, "unit state does not exist"),
+        }
+    }
+
+    /// Answers about a unit that exists; 404 otherwise, also for what is no unit name.
+    fn with_unit(&self, name: &str, answer: impl FnOnce(&View, &UnitName) -> Answer) -> Answer {
+        let view = self.server.hub().view();
+        match UnitName::parse(name) {
+            Ok(name) if view.unit(&name).is_some() => answer(&view, &name),
+            _ => failure(StatusCode::NOT_FOUND, NO_UNIT),
+        }
+    }
+
+    async fn put_unit(&self, path_name: &str, request: Request<Incoming>) -> Result<Answer, Answer> {
+        let bad = |message: String| failure(StatusCode::BAD_REQUEST, &message);
+        check_content_type(request.headers())?;
+        let body = decode::unit(&read_body(request.into_body()).await?).map_err(bad)?;
+        if !body.name.is_empty() && body.name != path_name {
+            return Err(bad(format!(
+                "name in URL {path_name:?} differs from unit name in request body {:?}",
+                body.name
+            )));
+        }
+        let name = UnitName::parse(path_name).map_err(|error| bad(error.to_string()))?;
+        let desired = match body.desired_state.as_str() {
+            "" => None,
+            "inactive" => Some(DesiredState::Inactive),
+            "loaded" => Some(DesiredState::Loaded),
+            "launched" => Some(DesiredState::Launched),
+            other => {
+                return Err(bad(format!(
+                    "invalid desiredState {other:?}: expect inactive, loaded, or launched"
+                )));
+            }
+        };
+        let file = read_file(body.options, &body.file).map_err(bad)?;
+        match self.server.put_unit(&name, file, desired).await {
+            Ok(Put::Created) => Ok(empty(StatusCode::CREATED)),
+            Ok(Put::Updated) => Ok(empty(StatusCode::NO_CONTENT)),
+            Err(error) => Err(write_failure(&error)),
+        }
+    }
+
+    async fn delete_unit(&self, name: &str) -> Answer {
+        let Ok(name) = UnitName::parse(name) else { return failure(StatusCode::NOT_FOUND, NO_UNIT) };
+        match self.server.delete_unit(&name).await {
+            Ok(()) => empty(StatusCode::NO_CONTENT),
+            Err(error) => write_failure(&error),
+        }
+    }
+
+    async fn patch_machines(&self, request: Request<Incoming>) -> Answer {
+        let bytes = match read_body(request.into_body()).await {
+            Ok(bytes) => bytes,
+            Err(answer) => return answer,
+        };
+        let edits = match decode::metadata_edits(&bytes) {
+            Ok(edits) => edits,
+            Err(message) => return failure(StatusCode::BAD_REQUEST, &message),
+        };
+        match self.server.edit_metadata(&edits).await {
+            Ok(()) => {
+                let mut answer = empty(StatusCode::NO_CONTENT);
+                let json = header::HeaderValue::from_static("application/json");
+                answer.headers_mut().insert(header::CONTENT_TYPE, json);
+                answer
+            }
+            Err(error) => write_failure(&error),
+        }
+    }
+}
+
+/// A unit, as the API shows it.
+fn resource(view: &View, name: &UnitName) -> Option<types::Unit> {
+    let unit = view.unit(name)?;
+    let options = unit.file.options().iter().map(|option| types::UnitOption {
+        name: option.name.clone(),
+        section: option.section.clone(),
+        value: option.value.clone(),
+    });
+    Some(types::Unit {
+        current_state: view.current(name).as_str().to_owned(),
+        desired_state: unit.desired.as_str().to_owned(),
+        file: String::new(),
+        machine_id: view.place(name).map(|(machine, _)| machine.to_string()).unwrap_or_default(),
+        name: name.to_string(),
+        options: options.collect(),
+    })
+}
+
+fn read_file(options: Vec<types::UnitOption>, text: &str) -> Result<Option<UnitFile>, String> {
+    let from_options = if options.is_empty() {
+        None
+    } else {
+        let options = options
+            .into_iter()
+            .map(|option| UnitOption { section: option.section, name: option.name, value: option.value })
+            .collect();
+        Some(UnitFile::from_options(options).map_err(|error| error.to_string())?)
+    };
+    if text.is_empty() {
+        return Ok(from_options);
+    }
+    let from_text =
+        UnitFile::from_bytes(text.as_bytes()).map_err(|error| format!("line {}: {error}", error.line()))?;
+    if from_options.is_some_and(|options| options.hash() != from_text.hash()) {
+        return Err("options and file differ".to_owned());
+    }
+    Ok(if from_text.options().is_empty() { None } else { Some(from_text) })
+}
+
+fn check_content_type(headers: &HeaderMap) -> Result<(), Answer> {
+    let unsupported = |message: &str| Err(failure(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+    let Some(value) = values.next() else { return unsupported("expected 1 Content-Type, got 0") };
+    let more = values.count();
+    if more > 0 {
+        return unsupported(&format!("expected 1 Content-Type, got {}", more + 1));
+    }
+    let media_type = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    if media_type != "application/json" {
+        return unsupported("only acceptable Content-Type is application/json");
+    }
+    Ok(())
+}
+
+fn write_failure(error: &WriteError) -> Answer {
+    let status = match error {
+        WriteError::NoFile | WriteError::NoDesiredState | WriteError::Contended(_) => StatusCode::CONFLICT,
+        WriteError::Template(_) | WriteError::Requirements(_) => StatusCode::BAD_REQUEST,
+        WriteError::NoUnit => StatusCode::NOT_FOUND,
+        WriteError::Store(StoreError::TooLarge(_)) => StatusCode::PAYLOAD_TOO_LARGE,
+        WriteError::Store(StoreError::Unavailable(_) | StoreError::Unknown(_)) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        WriteError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    failure(status, &error.to_string())
+}
+
+fn discovery(headers: &HeaderMap) -> Answer {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    let document = fleet_api::discovery::document(&format!("http://{host}"));
+    let mut answer = Response::new(super::full(document));
+    let json = header::HeaderValue::from_static("application/json");
+    answer.headers_mut().insert(header::CONTENT_TYPE, json);
+    answer
+}

@@ -1,0 +1,100 @@
+//! The server role: holds the registry, follows it into an in-memory view, decides placement, and
+//! serves agents and the API from that view.
+//!
+//! ```text
+//! API ──▶ write ──▶ store ──watch──▶ follow ──▶ hub (view) ──▶ engine ──▶ store
+//!                                               ├──▶ sessions ──▶ agents
+//!                                               └──▶ event streams
+//! ```
+//!
+//! Every arrow carries changes. Each consumer has a mailbox that merges what it has not looked at yet, so that a slow
+//! one falls behind without holding anybody up and without growing.
+
+mod engine;
+mod follow;
+pub(crate) mod hub;
+mod session;
+mod write;
+
+pub use hub::{EventCursor, Hub};
+pub use session::AskError;
+pub use write::{MetadataEdit, Put, WriteError};
+
+use fleet_cluster::model::{MachineId, Time};
+use fleet_link::ServerEnd;
+use fleet_registry::Store;
+use std::{collections::HashMap, sync::Arc, sync::Mutex, time::Duration};
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+/// What a server has to be told.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// How long a machine counts as present after its last sign of life.
+    pub agent_ttl: Duration,
+    /// Whether this server never places units (`disable_engine`).
+    pub disable_engine: bool,
+}
+
+/// A server. Clones share it.
+pub struct Server<S: Store> {
+    store: S,
+    config: ServerConfig,
+    hub: Arc<Hub>,
+    sessions: Arc<Mutex<HashMap<MachineId, session::Handle>>>,
+    started: Instant,
+    cancel: CancellationToken,
+}
+
+impl<S: Store> Clone for Server<S> {
+    fn clone(&self) -> Self {
+        Server {
+            store: self.store.clone(),
+            config: self.config.clone(),
+            hub: self.hub.clone(),
+            sessions: self.sessions.clone(),
+            started: self.started,
+            cancel: self.cancel.clone(),
+        }
+    }
+}
+
+impl<S: Store> Server<S> {
+    /// A server on a store; nothing runs yet.
+    pub fn new(store: S, config: ServerConfig, cancel: CancellationToken) -> Self {
+        Server {
+            store,
+            config,
+            hub: Arc::new(Hub::new()),
+            sessions: Arc::default(),
+            started: Instant::now(),
+            cancel,
+        }
+    }
+
+    /// What the server knows.
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// Starts the server's tasks in `tasks`; they end when the server's token is cancelled. A task that ends with an
+    /// error before that means that the server can't go on.
+    pub fn start(&self, tasks: &mut JoinSet<anyhow::Result<()>>) {
+        let server = self.clone();
+        tasks.spawn(async move { server.follow().await });
+        if !self.config.disable_engine {
+            let server = self.clone();
+            tasks.spawn(async move { server.run_engine().await });
+        }
+    }
+
+    /// Serves one agent until its session ends or the server's token is cancelled.
+    pub async fn serve_agent(&self, end: ServerEnd) -> anyhow::Result<()> {
+        self.run_session(end).await
+    }
+
+    /// The time of this process that the pure core is told.
+    fn now(&self) -> Time {
+        self.started.elapsed()
+    }
+}

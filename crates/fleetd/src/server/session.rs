@@ -1,0 +1,272 @@
+//! One agent's session: keeps its presence, tells it what its machine has to hold, and writes what it reports.
+
+use super::{Server, hub::lock};
+use fleet_cluster::model::*;
+use fleet_link::{Ask, Chunk, FromAgent, Hello, Request, ServerEnd, ToAgent};
+use fleet_registry::records::{PresenceRecord, put_presence, put_states};
+use fleet_registry::{LeaseId, Store, StoreError, Txn};
+use fleet_unit::UnitName;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::{sync::mpsc, time::Instant};
+use tracing::{debug, info, warn};
+
+/// Writes of a machine's states: so many at once, then one per interval. A flapping unit must not turn into a
+/// flood of commits, but what a user waits for should not wait.
+const BURST: u32 = 20;
+const REFILL: Duration = Duration::from_millis(200);
+
+/// How long to wait before trying again to write to a store that can't be written.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a question to an agent may wait for room in its queue.
+const ASK_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Pieces of an answer under way to a reader.
+const ANSWER_QUEUE: usize = 16;
+
+/// The way to ask an agent.
+#[derive(Clone, Debug)]
+pub(super) struct Handle {
+    send: mpsc::Sender<ToAgent>,
+}
+
+/// Why a machine can't be asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// No session with it.
+    #[error("machine {0} is not connected")]
+    NotConnected(MachineId),
+    /// It takes no more questions now.
+    #[error("machine {0} does not answer")]
+    Busy(MachineId),
+}
+
+impl<S: Store> Server<S> {
+    /// Asks a machine; the answer comes in pieces. Dropping the receiver ends the work there.
+    pub async fn ask(&self, machine: &MachineId, ask: Ask) -> Result<mpsc::Receiver<Chunk>, AskError> {
+        let handle = lock(&self.sessions).get(machine).cloned();
+        let Some(handle) = handle else { return Err(AskError::NotConnected(machine.clone())) };
+        let (answer, receiver) = mpsc::channel(ANSWER_QUEUE);
+        let request = ToAgent::Request(Request { ask, answer });
+        match handle.send.send_timeout(request, ASK_DEADLINE).await {
+            Ok(()) => Ok(receiver),
+            Err(mpsc::error::SendTimeoutError::Timeout(_)) => Err(AskError::Busy(machine.clone())),
+            Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(AskError::NotConnected(machine.clone())),
+        }
+    }
+
+    pub(super) async fn run_session(&self, end: ServerEnd) -> anyhow::Result<()> {
+        let id = end.hello.id.clone();
+        let mailbox = self.hub.open_mailbox(&id);
+        let handle = Handle { send: end.send.clone() };
+        lock(&self.sessions).insert(id.clone(), handle.clone());
+        info!(machine = %id, "session with machine {id} begins");
+        let mut session = Session {
+            server: self,
+            hello: end.hello,
+            send: end.send,
+            told: BTreeMap::new(),
+            untold: BTreeSet::new(),
+            reports: BTreeMap::new(),
+            complete: false,
+            lease: None,
+            written: false,
+            tokens: BURST,
+            refilled: Instant::now(),
+        };
+        let ended = tokio::select! {
+            () = self.cancel.cancelled() => Ok(()),
+            ended = session.run(&mailbox, end.receive) => ended,
+        };
+        self.hub.close_mailbox(&id, &mailbox);
+        {
+            let mut sessions = lock(&self.sessions);
+            if sessions.get(&id).is_some_and(|current| current.send.same_channel(&handle.send)) {
+                sessions.remove(&id);
+            }
+        }
+        info!(machine = %id, "session with machine {id} ends");
+        ended
+    }
+}
+
+struct Session<'a, S: Store> {
+    server: &'a Server<S>,
+    hello: Hello,
+    send: mpsc::Sender<ToAgent>,
+    /// What the agent was told last.
+    told: BTreeMap<UnitName, Wanted>,
+    /// Units to look at again when the view has the machine.
+    untold: BTreeSet<UnitName>,
+    reports: BTreeMap<UnitName, UnitReport>,
+    /// Whether the agent has sent all its reports once: before, what it did not mention is unknown, not gone.
+    complete: bool,
+    lease: Option<LeaseId>,
+    /// Whether the store has the present reports.
+    written: bool,
+    tokens: u32,
+    refilled: Instant,
+}
+
+impl<S: Store> Session<'_, S> {
+    async fn run(
+        &mut self,
+        mailbox: &super::hub::Mailbox<BTreeSet<UnitName>>,
+        mut receive: mpsc::Receiver<FromAgent>,
+    ) -> anyhow::Result<()> {
+        // Nothing is said to the agent before the view is complete and has its machine: absence is no instruction.
+        while let Err(error) = self.begin().await {
+            warn!(machine = %self.hello.id, "writing presence: {error}; trying again");
+            tokio::time::sleep(RETRY).await;
+        }
+        mailbox.take();
+        self.told = self.server.hub.view().all_wanted(&self.hello.id);
+        if self.send.send(ToAgent::Snapshot(self.told.clone())).await.is_err() {
+            return Ok(());
+        }
+        let third = (self.server.config.agent_ttl / 3).max(Duration::from_millis(100));
+        let mut renew = tokio::time::interval(third);
+        renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let write_at = (!self.written && self.complete).then(|| self.next_write());
+            let write = async {
+                match write_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                message = receive.recv() => match message {
+                    Some(message) => {
+                        self.take(message);
+                        while let Ok(message) = receive.try_recv() {
+                            self.take(message);
+                        }
+                    }
+                    None => return Ok(()),
+                },
+                _ = renew.tick() => self.renew().await,
+                () = mailbox.wait() => {
+                    if !self.tell(mailbox.take()).await {
+                        return Ok(());
+                    }
+                }
+                () = write => self.write().await,
+            }
+        }
+    }
+
+    fn take(&mut self, message: FromAgent) {
+        match message {
+            FromAgent::Snapshot(reports) => {
+                self.written &= self.complete && self.reports == reports;
+                self.reports = reports;
+                self.complete = true;
+            }
+            FromAgent::Changes(changes) => {
+                for (name, report) in changes {
+                    match report {
+                        Some(report) => self.reports.insert(name, report),
+                        None => self.reports.remove(&name),
+                    };
+                }
+                self.written = false;
+            }
+        }
+    }
+
+    /// Sends what changed of these units; false when the agent is gone. While the view does not have the machine
+    /// (its presence ran out) nothing is said: that the machine seems gone is no reason to stop anything on it.
+    async fn tell(&mut self, names: BTreeSet<UnitName>) -> bool {
+        self.untold.extend(names);
+        let mut changes = BTreeMap::new();
+        {
+            let view = self.server.hub.view();
+            if view.machine(&self.hello.id).is_none() {
+                return true;
+            }
+            for name in std::mem::take(&mut self.untold) {
+                let wanted = view.wanted(&self.hello.id, &name);
+                if wanted.as_ref() != self.told.get(&name) {
+                    match &wanted {
+                        Some(wanted) => self.told.insert(name.clone(), wanted.clone()),
+                        None => self.told.remove(&name),
+                    };
+                    changes.insert(name, wanted);
+                }
+            }
+        }
+        changes.is_empty() || self.send.send(ToAgent::Changes(changes)).await.is_ok()
+    }
+
+    /// When the states may be written next.
+    fn next_write(&mut self) -> Instant {
+        let now = Instant::now();
+        let earned = now.duration_since(self.refilled).as_millis() / REFILL.as_millis();
+        if earned > 0 {
+            self.tokens = self.tokens.saturating_add(u32::try_from(earned).unwrap_or(BURST)).min(BURST);
+            self.refilled = now;
+        }
+        if self.tokens > 0 { now } else { self.refilled + REFILL }
+    }
+
+    async fn renew(&mut self) {
+        let renewed = match self.lease {
+            Some(lease) => self.server.store.keep_alive(lease).await,
+            None => self.begin().await,
+        };
+        match renewed {
+            Ok(()) => {}
+            Err(StoreError::LeaseEnded) => {
+                warn!(machine = %self.hello.id, "presence of machine {} had run out; renewed", self.hello.id);
+                self.lease = None;
+                self.written = false;
+                if let Err(error) = self.begin().await {
+                    warn!(machine = %self.hello.id, "renewing presence: {error}");
+                }
+            }
+            Err(error) => warn!(machine = %self.hello.id, "renewing presence: {error}"),
+        }
+    }
+
+    /// Begins a lease and writes the machine's presence under it.
+    async fn begin(&mut self) -> Result<(), StoreError> {
+        let lease = self.server.store.grant(self.server.config.agent_ttl).await?;
+        let record = PresenceRecord {
+            format: 1,
+            public_ip: self.hello.machine.public_ip.clone(),
+            metadata: self.hello.machine.metadata.clone(),
+            version: self.hello.machine.version.clone(),
+        };
+        let ops = vec![put_presence(&self.hello.id, &record, lease)];
+        let revision = self.server.store.commit(Txn { compares: Vec::new(), ops }).await?;
+        self.server.hub.reached(revision).await;
+        self.lease = Some(lease);
+        self.written = false;
+        Ok(())
+    }
+
+    async fn write(&mut self) {
+        let Some(lease) = self.lease else {
+            // The next renewal begins one; until then there is nothing to write the states under.
+            self.tokens = 0;
+            self.refilled = Instant::now();
+            return;
+        };
+        self.tokens = self.tokens.saturating_sub(1);
+        let ops = vec![put_states(&self.hello.id, &self.reports, lease)];
+        match self.server.store.commit(Txn { compares: Vec::new(), ops }).await {
+            Ok(revision) => {
+                debug!(machine = %self.hello.id, revision, "states written");
+                self.written = true;
+            }
+            Err(error) => {
+                self.tokens = 0;
+                self.refilled = Instant::now();
+                warn!(machine = %self.hello.id, "writing states: {error}");
+            }
+        }
+    }
+}

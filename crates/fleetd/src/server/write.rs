@@ -1,0 +1,165 @@
+//! What the API writes: units and metadata edits, each guarded by the revision it was decided from.
+
+use super::Server;
+use fleet_cluster::model::*;
+use fleet_registry::records::*;
+use fleet_registry::{Compare, Op, Store, StoreError, Txn};
+use fleet_unit::{RequirementError, Requirements, UnitFile, UnitName};
+use std::collections::BTreeMap;
+
+/// How often a write is decided again when somebody else wrote first.
+const ATTEMPTS: usize = 16;
+
+/// What putting a unit did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// A new unit, or a new file for a known one.
+    Created,
+    /// The desired state was set (or was so already).
+    Updated,
+}
+
+/// Why a write was refused. Texts as the original's where it had one (golden/19-api.txt).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// A unit must have a file when it is made.
+    #[error("unit does not exist and options field empty")]
+    NoFile,
+    /// Nothing to change was given.
+    #[error("must provide DesiredState to update existing unit")]
+    NoDesiredState,
+    /// Only instances of a template can be on a machine.
+    #[error("cannot activate template \"{0}\"")]
+    Template(UnitName),
+    /// The [X-Fleet] section contradicts itself.
+    #[error("{0}")]
+    Requirements(#[from] RequirementError),
+    /// There is no such unit.
+    #[error("unit does not exist")]
+    NoUnit,
+    /// Others kept writing at the same time.
+    #[error("{0} is being changed by others; try again")]
+    Contended(String),
+    /// The registry did not take it.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+}
+
+/// An edit of a machine's metadata: set, or remove with `None`.
+pub type MetadataEdit = (MachineId, String, Option<String>);
+
+impl<S: Store> Server<S> {
+    /// Makes a unit, replaces its file, or sets its desired state. Answers when the view has it.
+    pub async fn put_unit(
+        &self,
+        name: &UnitName,
+        file: Option<UnitFile>,
+        desired: Option<DesiredState>,
+    ) -> Result<Put, WriteError> {
+        for _ in 0..ATTEMPTS {
+            let known =
+                self.hub.view().unit(name).map(|unit| (unit.file.clone(), unit.desired, unit.revision));
+            let (put, file, desired, guard) = match (known, &file) {
+                (None, None) => return Err(WriteError::NoFile),
+                (None, Some(file)) => (Put::Created, file.clone(), desired.unwrap_or_default(), 0),
+                (Some((known, _, revision)), Some(file)) if known.hash() != file.hash() => {
+                    (Put::Created, file.clone(), desired.unwrap_or_default(), revision)
+                }
+                (Some((known, before, revision)), _) => {
+                    let Some(desired) = desired else { return Err(WriteError::NoDesiredState) };
+                    if desired == before {
+                        return Ok(Put::Updated);
+                    }
+                    (Put::Updated, known, desired, revision)
+                }
+            };
+            if name.is_template() && desired != DesiredState::Inactive {
+                return Err(WriteError::Template(name.clone()));
+            }
+            if put == Put::Created {
+                Requirements::of(name, &file)?;
+            }
+            let compares = vec![Compare { key: unit_key(name), revision: guard }];
+            let ops = vec![put_unit(name, &file, desired)];
+            if let Some(revision) = self.try_commit(Txn { compares, ops }).await? {
+                self.hub.reached(revision).await;
+                return Ok(put);
+            }
+        }
+        Err(WriteError::Contended(name.to_string()))
+    }
+
+    /// Destroys a unit: its record and its place go at once; its machine stops it and takes it away.
+    pub async fn delete_unit(&self, name: &UnitName) -> Result<(), WriteError> {
+        for _ in 0..ATTEMPTS {
+            let (unit, place) = {
+                let view = self.hub.view();
+                let Some(unit) = view.unit(name) else { return Err(WriteError::NoUnit) };
+                (unit.revision, view.place(name).map_or(0, |(_, revision)| revision))
+            };
+            let mut txn = Txn {
+                compares: vec![
+                    Compare { key: unit_key(name), revision: unit },
+                    Compare { key: schedule_key(name), revision: place },
+                ],
+                ops: vec![Op::Delete { key: unit_key(name) }],
+            };
+            if place != 0 {
+                txn.ops.push(Op::Delete { key: schedule_key(name) });
+            }
+            if let Some(revision) = self.try_commit(txn).await? {
+                self.hub.reached(revision).await;
+                return Ok(());
+            }
+        }
+        Err(WriteError::Contended(name.to_string()))
+    }
+
+    /// Edits metadata of machines, all together or not at all.
+    pub async fn edit_metadata(&self, edits: &[MetadataEdit]) -> Result<(), WriteError> {
+        if edits.is_empty() {
+            return Ok(());
+        }
+        for _ in 0..ATTEMPTS {
+            let mut records: BTreeMap<&MachineId, MachineRecord> = BTreeMap::new();
+            let mut txn = Txn::default();
+            for (id, key, value) in edits {
+                if !records.contains_key(id) {
+                    let entry = self.store.get(&machine_key(id)).await?;
+                    let revision = entry.as_ref().map_or(0, |entry| entry.revision);
+                    txn.compares.push(Compare { key: machine_key(id), revision });
+                    let record = match entry {
+                        Some(entry) => read_machine(&entry.value).map_err(|reason| {
+                            StoreError::Damaged(format!("{}: {reason}", machine_key(id)))
+                        })?,
+                        None => MachineRecord { format: 1, metadata: BTreeMap::new() },
+                    };
+                    records.insert(id, record);
+                }
+                if let Some(record) = records.get_mut(id) {
+                    record.metadata.insert(key.clone(), value.clone());
+                }
+            }
+            txn.ops = records.iter().map(|(id, record)| put_machine(id, record)).collect();
+            if let Some(revision) = self.try_commit(txn).await? {
+                self.hub.reached(revision).await;
+                return Ok(());
+            }
+        }
+        Err(WriteError::Contended("machine metadata".to_owned()))
+    }
+
+    /// Commits; `None` when a guard did not hold, after the view has caught up with the store.
+    async fn try_commit(&self, txn: Txn) -> Result<Option<Revision>, WriteError> {
+        match self.store.commit(txn).await {
+            Ok(revision) => Ok(Some(revision)),
+            Err(StoreError::Conflict(_)) => {
+                // The revision of now, so that a deletion is seen, too.
+                let revision = self.store.commit(Txn::default()).await?;
+                self.hub.reached(revision).await;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
