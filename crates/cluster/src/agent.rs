@@ -1,9 +1,48 @@
 //! What to do on one machine to make it what it should be.
+//!
+//! [`next`] says the next step for one unit from what is wanted of it and what is known of it; the caller
+//! carries it out, notes what that changed, and asks again, until the answer is [`Step::Rest`] or [`Step::Forget`].
+//! Nothing else is remembered, so that fleetd may end at any point and go on where it was.
+//!
+//! The first line that holds says the step. *live* is [`SystemdState::is_live`]; *hash* is that of the wanted file;
+//! two texts with the same hash differ in comments and blanks only.
+//!
+//! | wanted   | file here       | started by fleet | systemd             | step |
+//! |----------|-----------------|------------------|---------------------|------|
+//! | *a start job of fleet is under way:* |||||
+//! | nothing or loaded | any    | any              | any                 | Stop |
+//! | launched | another hash    | any              | any                 | Stop |
+//! | launched | this hash       | any              | any                 | Rest |
+//! | *a stop job of fleet is under way:* |||||
+//! | any      | any             | any              | any                 | Rest |
+//! | *no job:* |||||
+//! | nothing  | none            | no               | any                 | Forget: what else has that name is not ours |
+//! | nothing  | any             | any              | not known           | Ask |
+//! | nothing  | any             | any              | live                | Stop |
+//! | nothing  | any             | yes              | not live            | Release |
+//! | nothing  | some            | no               | not live            | Remove |
+//! | loaded, launched | none    | no               | any                 | Install |
+//! | loaded, launched | any     | any              | not known           | Ask |
+//! | loaded   | any             | yes              | live                | Stop |
+//! | loaded   | any             | yes              | not live            | Release |
+//! | launched | any             | with another hash | live               | Stop |
+//! | launched | any             | with another hash | not live           | Release |
+//! | launched | another hash    | no               | live                | Stop: it runs an older file |
+//! | loaded, launched | another text | any         | any                 | Install |
+//! | loaded   | this text       | no               | any                 | Rest: what a timer or socket started is left alone |
+//! | launched | this text       | with this hash   | any                 | Rest: whether it runs, failed or ended is reported, not changed |
+//! | launched | this text       | no               | deactivating        | Rest: until it has ended |
+//! | launched | this text       | no               | live                | Adopt |
+//! | launched | this text       | no               | not live            | Start |
+//!
+//! After a restart of fleetd files and marks (*started by fleet*) are as they were, so a unit that is as wanted
+//! rests. After a boot of the machine both are gone, and it is installed and started. Where the original fleet left
+//! files and no marks, what runs is adopted.
 use crate::model::*;
-use fleet_unit::Hash;
+use fleet_unit::{Hash, UnitFile};
 use std::sync::Arc;
 
-/// A job of systemd that is under way.
+/// A job that fleet gave systemd and that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Job {
@@ -48,11 +87,102 @@ pub enum Step {
 }
 
 /// The next step for a unit of which `wanted` is wanted here (`None`: nothing).
-pub fn next(_wanted: Option<&Wanted>, _observed: &Observed) -> Step {
-    todo!()
+pub fn next(wanted: Option<&Wanted>, observed: &Observed) -> Step {
+    if let Some(job) = observed.job {
+        let goes_on = wanted.is_some_and(|wanted| {
+            wanted.state == DesiredState::Launched && hash_here(wanted, observed) == Some(wanted.file.hash())
+        });
+        return if job == Job::Start && !goes_on { Step::Stop } else { Step::Rest };
+    }
+    match wanted.filter(|wanted| wanted.state >= DesiredState::Loaded) {
+        None => next_unwanted(observed),
+        Some(wanted) => next_wanted(wanted, observed),
+    }
 }
 
-/// What to report of a unit, or `None` when there is nothing of it here yet.
-pub fn report(_wanted: Option<&Wanted>, _observed: &Observed, _problem: Option<&str>) -> Option<UnitReport> {
-    todo!()
+fn next_unwanted(observed: &Observed) -> Step {
+    if observed.text.is_none() && observed.launched.is_none() {
+        return Step::Forget;
+    }
+    match &observed.systemd {
+        None => Step::Ask,
+        Some(state) if state.is_live() => Step::Stop,
+        Some(_) if observed.launched.is_some() => Step::Release,
+        Some(_) => Step::Remove,
+    }
+}
+
+fn next_wanted(wanted: &Wanted, observed: &Observed) -> Step {
+    if observed.text.is_none() && observed.launched.is_none() {
+        return Step::Install;
+    }
+    let Some(state) = &observed.systemd else { return Step::Ask };
+    let hash = wanted.file.hash();
+    let launch = wanted.state == DesiredState::Launched;
+    if let Some(launched) = observed.launched
+        && (!launch || launched != hash)
+    {
+        return if state.is_live() { Step::Stop } else { Step::Release };
+    }
+    if observed.text.as_deref() != Some(wanted.file.text()) {
+        let outdated = launch && observed.launched.is_none() && hash_here(wanted, observed) != Some(hash);
+        return if outdated && state.is_live() { Step::Stop } else { Step::Install };
+    }
+    if !launch || observed.launched.is_some() {
+        return Step::Rest;
+    }
+    match state.active.as_str() {
+        "deactivating" => Step::Rest,
+        _ if state.is_live() => Step::Adopt(hash),
+        _ => Step::Start(hash),
+    }
+}
+
+/// The hash of the file that is here; `None` also when what is there is no unit file.
+fn hash_here(wanted: &Wanted, observed: &Observed) -> Option<Hash> {
+    let text = observed.text.as_deref()?;
+    if text == wanted.file.text() {
+        return Some(wanted.file.hash());
+    }
+    hash_of(text)
+}
+
+fn hash_of(text: &str) -> Option<Hash> {
+    UnitFile::parse(text).ok().map(|file| file.hash())
+}
+
+/// What to report of a unit, or `None` when there is nothing of it here yet, or nothing is known of it.
+///
+/// - A state of systemd that is not known is not guessed: there is no report until it was asked.
+/// - A unit counts as launched when it was started with the wanted file, as loaded when that is there, and as
+///   inactive while another file is (golden/04-submit.txt: after --replace).
+/// - If not even its file could be written, `problem` is reported with the state of an unknown unit.
+pub fn report(wanted: Option<&Wanted>, observed: &Observed, problem: Option<&str>) -> Option<UnitReport> {
+    let problem = problem.map(str::to_owned);
+    if observed.text.is_none() && observed.launched.is_none() {
+        let hash = wanted?.file.hash();
+        problem.as_ref()?;
+        let state = |load: &str, active: &str, sub: &str| SystemdState {
+            load: load.to_owned(),
+            active: active.to_owned(),
+            sub: sub.to_owned(),
+        };
+        let systemd = state("not-found", "inactive", "dead");
+        return Some(UnitReport { current: CurrentState::Inactive, hash, systemd, problem });
+    }
+    let systemd = observed.systemd.clone()?;
+    let here = match wanted {
+        Some(wanted) => hash_here(wanted, observed),
+        None => observed.text.as_deref().and_then(hash_of),
+    };
+    let expected = wanted.map(|wanted| wanted.file.hash()).or(here);
+    let current = match observed.launched {
+        _ if here.is_none() || here != expected => CurrentState::Inactive,
+        Some(launched) if Some(launched) == expected => CurrentState::Launched,
+        Some(_) => CurrentState::Inactive,
+        None => CurrentState::Loaded,
+    };
+    // A file that was damaged on the machine has no hash of its own: then that of what runs, or of none.
+    let hash = here.or(observed.launched).unwrap_or(Hash([0; 20]));
+    Some(UnitReport { current, hash, systemd, problem })
 }

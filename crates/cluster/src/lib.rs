@@ -11,4 +11,6 @@ pub mod agent;
 pub mod engine;
 pub mod model;
 pub mod placement;
+mod plan;
+mod site;
 pub mod view;
