@@ -1,1 +1,0 @@
-//! The client that fleetctl and the tests use.

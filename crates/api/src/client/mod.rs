@@ -1,0 +1,514 @@
+//! The client that fleetctl and the tests use: one server, HTTP/1 over a unix socket, TCP, or
+//! whatever a [`Connector`] gives.
+//!
+//! Every request has a deadline, every answer a bound. Connections are kept and used again, up to
+//! [`KEPT`] of them, so that many requests at a time may be under way.
+mod endpoint;
+mod error;
+mod stream;
+mod transport;
+
+pub use endpoint::{Endpoint, EndpointError};
+pub use error::Error;
+pub use stream::{EventStream, JournalStream};
+pub use transport::{ByteStream, Connecting, Connector};
+
+use crate::types::{
+    Explanation, Machine, MachinePage, MetadataOp, Unit, UnitOption, UnitPage, UnitState, UnitStatePage,
+};
+use bytes::Bytes;
+use fleet_unit::UnitFile;
+use futures_util::{StreamExt, TryStreamExt, stream as futures};
+use http::{HeaderMap, Method, StatusCode, header};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use transport::{Connection, Lost};
+
+/// How many idle connections are kept.
+pub const KEPT: usize = 16;
+
+/// The most units that [`Client::find_units`] asks for at the same time.
+const AT_ONCE: usize = 16;
+
+/// The largest answer, bytes (event streams and journals are not answers in this sense).
+const LARGEST_ANSWER: usize = 64 << 20;
+
+/// The most of an error answer that is read, bytes.
+const LARGEST_ERROR: usize = 64 << 10;
+
+/// The shortest deadline of requests that have to ask a machine (status, journal).
+const ASKING_A_MACHINE: Duration = Duration::from_secs(30);
+
+/// Where the resources are.
+const ROOT: &str = "/fleet/v1/";
+
+/// What is escaped in names within a URL: all that RFC 3986 does not allow in a path segment.
+const ESCAPED: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'@').remove(b':');
+
+/// Is told what the client does.
+pub type Trace = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// How the client behaves.
+#[derive(Clone)]
+pub struct Options {
+    /// How long a request may take, from the first try to connect to the end of the answer.
+    pub request_timeout: Duration,
+    /// How long one try to connect may take.
+    pub connect_timeout: Duration,
+    /// Connects in another way than dialing the endpoint.
+    pub connector: Option<Arc<dyn Connector>>,
+    /// Is told of every request and its outcome, in one line each.
+    pub trace: Option<Trace>,
+}
+
+impl Default for Options {
+    /// 3 s for everything, as the original's `--request-timeout`.
+    fn default() -> Self {
+        let timeout = Duration::from_secs(3);
+        Options { request_timeout: timeout, connect_timeout: timeout, connector: None, trace: None }
+    }
+}
+
+/// A client of one server.
+pub struct Client {
+    endpoint: Endpoint,
+    options: Options,
+    idle: Mutex<Vec<Connection>>,
+}
+
+/// What is asked for, as errors name it.
+#[derive(Clone, Debug)]
+struct Target {
+    method: &'static str,
+    url: String,
+}
+
+impl Target {
+    fn no_answer(&self, reason: String) -> Error {
+        Error::NoAnswer { method: self.method, url: self.url.clone(), reason }
+    }
+
+    fn malformed(&self, reason: String) -> Error {
+        Error::Malformed { method: self.method, url: self.url.clone(), reason }
+    }
+}
+
+/// One request.
+struct Call {
+    method: Method,
+    /// Below [`ROOT`].
+    path: String,
+    query: Vec<(&'static str, String)>,
+    body: Option<Bytes>,
+    deadline: Duration,
+    streaming: bool,
+}
+
+/// An answer with its whole body.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// The filter of [`Client::states`]; empty: everything.
+#[derive(Clone, Debug, Default)]
+pub struct StateFilter {
+    /// Only states of this unit.
+    pub unit: Option<String>,
+    /// Only states on this machine.
+    pub machine: Option<String>,
+}
+
+/// What `systemctl status` said on a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Its exit code.
+    pub exit_code: i32,
+    /// The machine, where the server named it.
+    pub machine_id: Option<String>,
+    /// What it printed.
+    pub text: Bytes,
+}
+
+/// What [`Client::journal`] is to deliver.
+#[derive(Clone, Debug)]
+pub struct JournalQuery {
+    /// How many of the last lines (passed to journalctl as it is).
+    pub lines: i64,
+    /// Whether to go on with new lines.
+    pub follow: bool,
+    /// journalctl's `--output`.
+    pub output: String,
+}
+
+/// What [`Client::events`] is to deliver.
+#[derive(Clone, Debug, Default)]
+pub struct EventQuery {
+    /// Only these units; empty: all.
+    pub units: Vec<String>,
+    /// First everything there is, and `Ready`.
+    pub snapshot: bool,
+    /// Everything after this event.
+    pub since: Option<String>,
+}
+
+impl Client {
+    /// A client of the server at an endpoint. Connects with the first request. The requests have
+    /// to run in a tokio runtime with I/O and time enabled.
+    pub fn new(endpoint: Endpoint, options: Options) -> Self {
+        Client { endpoint, options, idle: Mutex::default() }
+    }
+
+    /// Where the server is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// All units, in the server's order (by name).
+    pub async fn units(&self) -> Result<Vec<Unit>, Error> {
+        self.pages(Call::get("units"), |page: UnitPage| (page.units, page.next_page_token)).await
+    }
+
+    /// One unit, if it exists.
+    pub async fn unit(&self, name: &str) -> Result<Option<Unit>, Error> {
+        match self.get(Call::get(unit_path(name, ""))).await {
+            Err(error) if error.code() == Some(404) => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// Those of the units that exist, in the order of the names. Asks for each by itself, since a
+    /// cluster has many more units than a command names; but as the original read the whole list
+    /// for this, errors name the list.
+    pub async fn find_units(&self, names: &[String]) -> Result<Vec<Unit>, Error> {
+        let found: Result<Vec<Option<Unit>>, Error> =
+            futures::iter(names.iter().map(|name| self.unit(name))).buffered(AT_ONCE).try_collect().await;
+        let found = found.map_err(|error| match error {
+            Error::NoAnswer { reason, .. } => self.target(&Call::get("units")).no_answer(reason),
+            other => other,
+        })?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Creates the unit, replaces it when the options differ, or sets its desired state. Whether it
+    /// was created or replaced.
+    pub async fn put_unit(&self, unit: &Unit) -> Result<bool, Error> {
+        let body = serde_json::to_vec(unit).unwrap_or_default();
+        let call =
+            Call { method: Method::PUT, body: Some(body.into()), ..Call::get(unit_path(&unit.name, "")) };
+        Ok(self.call(call).await?.status == StatusCode::CREATED)
+    }
+
+    /// Destroys the unit; false when it did not exist.
+    pub async fn delete_unit(&self, name: &str) -> Result<bool, Error> {
+        match self.call(Call { method: Method::DELETE, ..Call::get(unit_path(name, "")) }).await {
+            Err(error) if error.code() == Some(404) => Ok(false),
+            result => result.map(|_| true),
+        }
+    }
+
+    /// The states that machines report, in the server's order.
+    pub async fn states(&self, filter: &StateFilter) -> Result<Vec<UnitState>, Error> {
+        let mut call = Call::get("state");
+        call.query.extend(filter.unit.iter().map(|name| ("unitName", name.clone())));
+        call.query.extend(filter.machine.iter().map(|id| ("machineID", id.clone())));
+        self.pages(call, |page: UnitStatePage| (page.states, page.next_page_token)).await
+    }
+
+    /// The machines that are there, in the server's order (by ID).
+    pub async fn machines(&self) -> Result<Vec<Machine>, Error> {
+        self.pages(Call::get("machines"), |page: MachinePage| (page.machines, page.next_page_token)).await
+    }
+
+    /// Edits metadata of machines.
+    pub async fn patch_machines(&self, edits: &[MetadataOp]) -> Result<(), Error> {
+        let body = serde_json::to_vec(edits).unwrap_or_default();
+        let call = Call { method: Method::PATCH, body: Some(body.into()), ..Call::get("machines") };
+        self.call(call).await.map(drop)
+    }
+
+    /// The text of a unit's file, if the unit exists; from a server that does not keep it, the
+    /// options in normal form.
+    pub async fn unit_file(&self, name: &str) -> Result<Option<String>, Error> {
+        let call = Call::get(unit_path(name, "/file"));
+        let target = self.target(&call);
+        match self.call(call).await {
+            Ok(answer) => match String::from_utf8(answer.body.into()) {
+                Ok(text) => Ok(Some(text)),
+                Err(_) => Err(target.malformed("the unit file is not UTF-8".to_owned())),
+            },
+            Err(error) if matches!(error.code(), Some(404 | 405)) => {
+                let Some(unit) = self.unit(name).await? else { return Ok(None) };
+                let file = file_of_options(&unit.options)
+                    .map_err(|error| target.malformed(format!("the options of {name}: {error}")))?;
+                Ok(Some(file.text().to_owned()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Why a unit is not what it should be, if it exists.
+    pub async fn explain(&self, name: &str) -> Result<Option<Explanation>, Error> {
+        match self.get(Call::get(unit_path(name, "/explain"))).await {
+            Err(error) if error.code() == Some(404) && !error.is_unknown_resource() => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// What `systemctl status` says of a unit on its machine, or on another that has it.
+    pub async fn status(&self, name: &str, machine: Option<&str>) -> Result<Status, Error> {
+        let mut call = Call::get(unit_path(name, "/status"));
+        call.query.extend(machine.map(|id| ("machineID", id.to_owned())));
+        call.deadline = ASKING_A_MACHINE;
+        let answer = self.call(call).await?;
+        let machine_id = answer.headers.get("fleet-machine").and_then(|v| v.to_str().ok()).map(str::to_owned);
+        Ok(Status { exit_code: exit_code(&answer.headers).unwrap_or(0), machine_id, text: answer.body })
+    }
+
+    /// The journal of a unit on its machine.
+    pub async fn journal(&self, name: &str, query: &JournalQuery) -> Result<JournalStream, Error> {
+        let mut call = Call::get(unit_path(name, "/journal"));
+        call.query.push(("lines", query.lines.to_string()));
+        if query.follow {
+            call.query.push(("follow", "1".to_owned()));
+        }
+        call.query.push(("output", query.output.clone()));
+        call.deadline = ASKING_A_MACHINE;
+        call.streaming = true;
+        Ok(JournalStream(self.stream(call).await?))
+    }
+
+    /// What happens, as it happens.
+    pub async fn events(&self, query: &EventQuery) -> Result<EventStream, Error> {
+        let mut call = Call::get("events");
+        if query.snapshot {
+            call.query.push(("snapshot", "1".to_owned()));
+        }
+        call.query.extend(query.since.iter().map(|id| ("since", id.clone())));
+        call.query.extend(query.units.iter().map(|name| ("unitName", name.clone())));
+        call.streaming = true;
+        Ok(EventStream::new(self.stream(call).await?))
+    }
+
+    /// Follows the pages of a list.
+    async fn pages<P: DeserializeOwned, T>(
+        &self,
+        call: Call,
+        split: impl Fn(P) -> (Vec<T>, String),
+    ) -> Result<Vec<T>, Error> {
+        let mut all = Vec::new();
+        let mut token = String::new();
+        loop {
+            let mut query = call.query.clone();
+            if !token.is_empty() {
+                query.push(("nextPageToken", token.clone()));
+            }
+            let page_call = Call { query, ..Call::get(call.path.clone()) };
+            let target = self.target(&page_call);
+            let (mut items, next) = split(self.get(page_call).await?);
+            // A server that turns in a circle would keep us for ever.
+            if !next.is_empty() && (next == token || items.is_empty()) {
+                return Err(target.malformed("the pages of the list do not end".to_owned()));
+            }
+            all.append(&mut items);
+            if next.is_empty() {
+                return Ok(all);
+            }
+            token = next;
+        }
+    }
+
+    async fn get<T: DeserializeOwned>(&self, call: Call) -> Result<T, Error> {
+        let target = self.target(&call);
+        let answer = self.call(call).await?;
+        serde_json::from_slice(&answer.body)
+            .map_err(|error| target.malformed(format!("the answer is not understood: {error}")))
+    }
+
+    /// Makes a request and reads its whole answer.
+    async fn call(&self, call: Call) -> Result<Answer, Error> {
+        let target = self.target(&call);
+        let deadline = self.options.request_timeout.max(call.deadline);
+        let late = || target.no_answer(format!("no answer within {} s", deadline.as_secs_f64()));
+        let whole = async {
+            let (response, connection) = self.exchange(&call, &target).await?;
+            let (head, body) = response.into_parts();
+            let limit = if head.status.is_success() { LARGEST_ANSWER } else { LARGEST_ERROR };
+            let body = Limited::new(body, limit).collect().await.map_err(|error| {
+                if error.downcast_ref::<LengthLimitError>().is_some() {
+                    target.malformed(format!("the answer is larger than {} KiB", limit >> 10))
+                } else {
+                    target.no_answer(format!("connection lost: {error}"))
+                }
+            })?;
+            self.keep(connection);
+            Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+        };
+        let answer = tokio::time::timeout(deadline, whole).await.map_err(|_| late())??;
+        if answer.status.is_success() {
+            return Ok(answer);
+        }
+        Err(Error::of_answer(answer.status.as_u16(), &answer.body, exit_code(&answer.headers)))
+    }
+
+    /// Makes a request whose answer is read as it comes.
+    async fn stream(&self, call: Call) -> Result<stream::Pieces, Error> {
+        let target = self.target(&call);
+        let deadline = self.options.request_timeout.max(call.deadline);
+        let late = |_| target.no_answer(format!("no answer within {} s", deadline.as_secs_f64()));
+        let (response, connection) =
+            tokio::time::timeout(deadline, self.exchange(&call, &target)).await.map_err(late)??;
+        let (head, body) = response.into_parts();
+        if head.status.is_success() {
+            return Ok(stream::Pieces::new(body, target.clone(), exit_code(&head.headers), connection));
+        }
+        let body = tokio::time::timeout(deadline, Limited::new(body, LARGEST_ERROR).collect()).await;
+        let body = body.map_err(late)?.map(|body| body.to_bytes()).unwrap_or_default();
+        Err(Error::of_answer(head.status.as_u16(), &body, exit_code(&head.headers)))
+    }
+
+    /// Sends a request on a kept connection, or a new one, and waits for the head of the answer.
+    async fn exchange(
+        &self,
+        call: &Call,
+        target: &Target,
+    ) -> Result<(http::Response<Incoming>, Connection), Error> {
+        self.trace(|| format!("HTTP {} {}", call.method, target.url));
+        let mut kept = self.kept();
+        loop {
+            let reused = kept.is_some();
+            let mut connection = match kept.take() {
+                Some(connection) => connection,
+                None => Connection::open(
+                    &self.endpoint,
+                    self.options.connector.as_deref(),
+                    self.options.connect_timeout,
+                )
+                .await
+                .map_err(|reason| target.no_answer(reason))?,
+            };
+            match connection.send(self.request(call, target)?).await {
+                Ok(response) => {
+                    self.trace(|| format!("HTTP {} {} {}", call.method, target.url, response.status()));
+                    return Ok((response, connection));
+                }
+                // The server may have closed the kept connection just now. All requests but PATCH
+                // can be made twice with the same result, so one more try cannot do harm.
+                Err(lost) if reused && (lost.unsent || call.method != Method::PATCH) => {}
+                Err(Lost { reason, .. }) => return Err(target.no_answer(reason)),
+            }
+        }
+    }
+
+    fn request(&self, call: &Call, target: &Target) -> Result<http::Request<Full<Bytes>>, Error> {
+        let mut builder = http::Request::builder()
+            .method(call.method.clone())
+            .uri(format!("{}{}", self.endpoint.base(), call.path_and_query()))
+            .header(header::HOST, self.endpoint.host_header())
+            .header(header::USER_AGENT, concat!("fleet-client/", env!("CARGO_PKG_VERSION")));
+        if call.body.is_some() {
+            builder = builder.header(header::CONTENT_TYPE, "application/json");
+        }
+        if call.streaming {
+            builder = builder.header(header::TE, "trailers");
+        }
+        builder
+            .body(Full::new(call.body.clone().unwrap_or_default()))
+            .map_err(|error| target.malformed(format!("no such request can be made: {error}")))
+    }
+
+    /// What is asked for, as errors name it: with the `alt=json` that the original sent.
+    fn target(&self, call: &Call) -> Target {
+        let method = match call.method {
+            Method::GET => "Get",
+            Method::PUT => "Put",
+            Method::DELETE => "Delete",
+            _ => "Patch",
+        };
+        let path = call.path_and_query();
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let url = self.endpoint.url_of(&path);
+        Target { method, url: if call.streaming { url } else { format!("{url}{separator}alt=json") } }
+    }
+
+    fn kept(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        std::iter::from_fn(|| idle.pop()).find(Connection::is_open)
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < KEPT && connection.is_open() {
+            idle.push(connection);
+        }
+    }
+
+    fn trace(&self, line: impl Fn() -> String) {
+        if let Some(trace) = &self.options.trace {
+            trace(&line());
+        }
+    }
+}
+
+impl Call {
+    fn get(path: impl Into<String>) -> Self {
+        Call {
+            method: Method::GET,
+            path: path.into(),
+            query: Vec::new(),
+            body: None,
+            deadline: Duration::ZERO,
+            streaming: false,
+        }
+    }
+
+    fn path_and_query(&self) -> String {
+        let mut text = format!("{ROOT}{}", self.path);
+        for (at, (key, value)) in self.query.iter().enumerate() {
+            let separator = if at == 0 { '?' } else { '&' };
+            text.push_str(&format!("{separator}{key}={}", escape(value)));
+        }
+        text
+    }
+}
+
+/// The file that options make, in normal form.
+pub fn file_of_options(options: &[UnitOption]) -> Result<UnitFile, fleet_unit::ParseError> {
+    let options = options.iter().map(|option| fleet_unit::UnitOption {
+        section: option.section.clone(),
+        name: option.name.clone(),
+        value: option.value.clone(),
+    });
+    UnitFile::from_options(options.collect())
+}
+
+/// The options of a file, as the API has them.
+pub fn options_of_file(file: &UnitFile) -> Vec<UnitOption> {
+    file.options()
+        .iter()
+        .map(|option| UnitOption {
+            section: option.section.clone(),
+            name: option.name.clone(),
+            value: option.value.clone(),
+        })
+        .collect()
+}
+
+fn unit_path(name: &str, below: &str) -> String {
+    format!("units/{}{below}", escape(name))
+}
+
+fn escape(text: &str) -> impl std::fmt::Display + '_ {
+    utf8_percent_encode(text, ESCAPED)
+}
+
+/// The exit code of the program that an answer came from.
+fn exit_code(headers: &HeaderMap) -> Option<i32> {
+    headers.get("fleet-exit-code")?.to_str().ok()?.trim().parse().ok()
+}

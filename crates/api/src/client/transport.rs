@@ -1,0 +1,143 @@
+//! Connections to a server: dialing, the HTTP/1 handshake, and those kept open for the next request.
+use super::Endpoint;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use std::{future::Future, io, pin::Pin, time::Duration};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A stream of bytes both ways.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+/// What [`Connector::connect`] returns.
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = Result<Box<dyn ByteStream>, String>> + Send + 'a>>;
+
+/// Makes connections to the server in another way than dialing its address: through a tunnel.
+pub trait Connector: Send + Sync {
+    /// Connects. The error is shown as it is: it has to say what was tried and what happened.
+    fn connect(&self) -> Connecting<'_>;
+}
+
+/// An open connection.
+pub(super) struct Connection {
+    sender: http1::SendRequest<Full<Bytes>>,
+    /// Moves the bytes; ends with the connection or with this value, whichever is first.
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Why a request got no answer, and whether that may be because the server had closed a kept
+/// connection in the meantime, so that asking again on a new one is right.
+pub(super) struct Lost {
+    pub(super) reason: String,
+    pub(super) unsent: bool,
+}
+
+impl Connection {
+    /// Dials the endpoint.
+    pub(super) async fn open(
+        endpoint: &Endpoint,
+        connector: Option<&dyn Connector>,
+        patience: Duration,
+    ) -> Result<Self, String> {
+        let stream = match connector {
+            Some(connector) => connector.connect().await?,
+            None => dial(endpoint, patience).await?,
+        };
+        let (sender, connection) =
+            http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(|e| why(&e))?;
+        // An error of the connection reaches the request that is under way; nothing to add here.
+        let driver = tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Ok(Connection { sender, driver })
+    }
+
+    /// Whether the server has not closed it, as far as is known.
+    pub(super) fn is_open(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
+    /// Sends a request and waits for the head of the answer.
+    pub(super) async fn send(
+        &mut self,
+        request: http::Request<Full<Bytes>>,
+    ) -> Result<http::Response<Incoming>, Lost> {
+        if let Err(error) = self.sender.ready().await {
+            return Err(Lost { reason: why(&error), unsent: true });
+        }
+        self.sender
+            .send_request(request)
+            .await
+            .map_err(|error| Lost { reason: why(&error), unsent: error.is_canceled() })
+    }
+}
+
+async fn dial(endpoint: &Endpoint, patience: Duration) -> Result<Box<dyn ByteStream>, String> {
+    match endpoint {
+        Endpoint::Unix { path } => {
+            let what = format!("dial unix {}", path.display());
+            match tokio::time::timeout(patience, tokio::net::UnixStream::connect(path)).await {
+                Ok(Ok(stream)) => Ok(Box::new(stream)),
+                Ok(Err(error)) => Err(format!("{what}: connect: {}", words(&error))),
+                Err(_) => Err(format!("{what}: i/o timeout")),
+            }
+        }
+        Endpoint::Http { host, port, .. } => {
+            match tokio::time::timeout(patience, dial_tcp(host, *port)).await {
+                Ok(result) => result,
+                Err(_) => Err(format!("dial tcp {}: i/o timeout", endpoint.host_header())),
+            }
+        }
+        Endpoint::Other { scheme, .. } => Err(format!("unsupported protocol scheme {scheme:?}")),
+    }
+}
+
+async fn dial_tcp(host: &str, port: u16) -> Result<Box<dyn ByteStream>, String> {
+    let addresses = tokio::net::lookup_host((host, port))
+        .await
+        .map_err(|error| format!("dial tcp: lookup {host}: {}", words(&error)))?;
+    let mut last = format!("dial tcp: lookup {host}: no such host");
+    for address in addresses {
+        match tokio::net::TcpStream::connect(address).await {
+            Ok(stream) => {
+                // Requests are small and answered one by one: waiting for more to send only delays.
+                let _ = stream.set_nodelay(true);
+                return Ok(Box::new(stream));
+            }
+            Err(error) => last = format!("dial tcp {address}: connect: {}", words(&error)),
+        }
+    }
+    Err(last)
+}
+
+/// An error of the system as Go words it: `connection refused`.
+pub(super) fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
+}
+
+/// What became of a connection.
+fn why(error: &hyper::Error) -> String {
+    if error.is_incomplete_message() || error.is_canceled() {
+        return "EOF".to_owned();
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(io) = inner.downcast_ref::<io::Error>() {
+            return words(io);
+        }
+        source = inner.source();
+    }
+    error.to_string()
+}

@@ -1,0 +1,305 @@
+//! The client against a real socket: what goes over the wire, what errors say, what is kept.
+#![allow(clippy::unwrap_used)]
+use fleet_api::client::{Client, Endpoint, Error, EventQuery, JournalQuery, Options, StateFilter};
+use fleet_api::events::Event;
+use fleet_api::types::{Unit, UnitOption};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+
+/// What the server got: one line per request, and its body.
+type Log = Arc<Mutex<Vec<(String, String)>>>;
+
+/// What the server does after having written.
+enum Then {
+    Keep,
+    Close,
+}
+
+/// A server on 127.0.0.1 that answers what `answer` says (a whole HTTP answer) to the line of each
+/// request; returns its address, what was asked, and how many connections were made.
+async fn server(
+    answer: impl Fn(&str) -> (String, Then) + Send + Sync + 'static,
+) -> (String, Log, Arc<Mutex<usize>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (log, connections) = (Log::default(), Arc::new(Mutex::new(0)));
+    let (log2, connections2, answer) = (log.clone(), connections.clone(), Arc::new(answer));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            *connections2.lock().unwrap() += 1;
+            tokio::spawn(converse(stream, log2.clone(), answer.clone()));
+        }
+    });
+    (address, log, connections)
+}
+
+async fn converse<F: Fn(&str) -> (String, Then)>(stream: tokio::net::TcpStream, log: Log, answer: Arc<F>) {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let mut request = String::new();
+        if stream.read_line(&mut request).await.unwrap_or(0) == 0 {
+            return;
+        }
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            stream.read_line(&mut line).await.unwrap();
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.unwrap();
+        let request = request.trim().trim_end_matches(" HTTP/1.1").to_owned();
+        log.lock().unwrap().push((request.clone(), String::from_utf8(body).unwrap()));
+        let (text, then) = answer(&request);
+        stream.write_all(text.as_bytes()).await.unwrap();
+        if let Then::Close = then {
+            return;
+        }
+    }
+}
+
+fn json(status: &str, body: &str) -> (String, Then) {
+    let text = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    (text, Then::Keep)
+}
+
+fn empty(status: &str) -> (String, Then) {
+    (format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"), Then::Keep)
+}
+
+fn client(endpoint: &str) -> Client {
+    Client::new(Endpoint::parse(endpoint).unwrap(), Options::default())
+}
+
+fn requests(log: &Log) -> Vec<String> {
+    log.lock().unwrap().iter().map(|(line, _)| line.clone()).collect()
+}
+
+#[tokio::test]
+async fn pages_are_followed_on_one_connection() {
+    let (address, log, connections) = server(|request| match request {
+        "GET /fleet/v1/units" => json("200 OK", r#"{"nextPageToken":"t/1","units":[{"name":"a.service"}]}"#),
+        "GET /fleet/v1/units?nextPageToken=t%2F1" => json("200 OK", r#"{"units":[{"name":"b.service"}]}"#),
+        "GET /fleet/v1/state?unitName=a%5Cx2db.service&machineID=m" => json("200 OK", "{}"),
+        other => panic!("{other}"),
+    })
+    .await;
+    let client = client(&address);
+    let names: Vec<_> = client.units().await.unwrap().into_iter().map(|unit| unit.name).collect();
+    assert_eq!(names, ["a.service", "b.service"]);
+    let filter = StateFilter { unit: Some("a\\x2db.service".into()), machine: Some("m".into()) };
+    assert_eq!(client.states(&filter).await.unwrap(), []);
+    assert_eq!(requests(&log).len(), 3);
+    assert_eq!(*connections.lock().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn pages_that_turn_in_a_circle_are_an_error() {
+    let (address, ..) =
+        server(|_| json("200 OK", r#"{"nextPageToken":"t","units":[{"name":"a.service"}]}"#)).await;
+    let error = client(&address).units().await.unwrap_err().to_string();
+    assert!(error.contains("do not end"), "{error}");
+}
+
+#[tokio::test]
+async fn units_are_put_got_and_deleted() {
+    let (address, log, _) = server(|request| match request {
+        "PUT /fleet/v1/units/a.service" => empty("201 Created"),
+        "PUT /fleet/v1/units/b.service" => empty("204 No Content"),
+        "GET /fleet/v1/units/a.service" => json("200 OK", r#"{"name":"a.service","currentState":"loaded"}"#),
+        "DELETE /fleet/v1/units/a.service" => empty("204 No Content"),
+        _ => json("404 Not Found", r#"{"error":{"code":404,"message":"unit does not exist"}}"#),
+    })
+    .await;
+    let client = client(&address);
+    let option =
+        UnitOption { section: "Service".into(), name: "ExecStart".into(), value: "/bin/true".into() };
+    let unit = Unit {
+        name: "a.service".into(),
+        desired_state: "launched".into(),
+        options: vec![option],
+        file: "[Service]\nExecStart=/bin/true\n".into(),
+        ..Default::default()
+    };
+    assert!(client.put_unit(&unit).await.unwrap());
+    assert_eq!(
+        log.lock().unwrap()[0].1,
+        r#"{"desiredState":"launched","file":"[Service]\nExecStart=/bin/true\n","name":"a.service","options":[{"name":"ExecStart","section":"Service","value":"/bin/true"}]}"#
+    );
+    assert!(!client.put_unit(&Unit { name: "b.service".into(), ..Default::default() }).await.unwrap());
+    assert_eq!(client.unit("a.service").await.unwrap().unwrap().current_state, "loaded");
+    assert_eq!(client.unit("b.service").await.unwrap(), None);
+    assert!(client.delete_unit("a.service").await.unwrap());
+    assert!(!client.delete_unit("b.service").await.unwrap());
+    let refused =
+        client.put_unit(&Unit { name: "c.service".into(), ..Default::default() }).await.unwrap_err();
+    assert_eq!(refused.to_string(), "googleapi: Error 404: unit does not exist");
+}
+
+/// The server closes kept connections when it likes.
+#[tokio::test]
+async fn a_connection_closed_meanwhile_is_replaced() {
+    let (address, _, connections) = server(|_| (json("200 OK", "{}").0, Then::Close)).await;
+    let client = client(&address);
+    for _ in 0..5 {
+        assert_eq!(client.machines().await.unwrap(), []);
+    }
+    assert_eq!(*connections.lock().unwrap(), 5);
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_said_in_the_originals_words() {
+    let error = client("unix:///nonexistent.sock").machines().await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Get \"http://domain-sock/fleet/v1/machines?alt=json\": dial unix /nonexistent.sock: connect: no such file or directory"
+    );
+    assert!(error.is_no_answer());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let error = client(&format!("http://{address}")).machines().await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "Get \"http://{address}/fleet/v1/machines?alt=json\": dial tcp {address}: connect: connection refused"
+        )
+    );
+    let error = client("ftp://gold-2:49153").machines().await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Get \"ftp://gold-2:49153/fleet/v1/machines?alt=json\": unsupported protocol scheme \"ftp\""
+    );
+    let error = client("unix:///nonexistent.sock").find_units(&["x.service".into()]).await.unwrap_err();
+    assert!(error.to_string().starts_with("Get \"http://domain-sock/fleet/v1/units?alt=json\": "), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_is_given_up() {
+    let (address, ..) = server(|_| (String::new(), Then::Keep)).await;
+    let options = Options { request_timeout: Duration::from_millis(50), ..Default::default() };
+    let client = Client::new(Endpoint::parse(&address).unwrap(), options);
+    let error = client.machines().await.unwrap_err();
+    assert!(error.to_string().ends_with("no answer within 0.05 s"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cut_answer_is_an_error() {
+    let (address, ..) =
+        server(|_| ("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{".into(), Then::Close)).await;
+    let error = client(&address).machines().await.unwrap_err();
+    assert!(error.is_no_answer() && error.to_string().contains("connection lost"), "{error}");
+    let (address, ..) = server(|_| (String::new(), Then::Close)).await;
+    assert!(client(&address).machines().await.unwrap_err().to_string().ends_with(": EOF"));
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_refused() {
+    let (address, ..) = server(|_| {
+        let body = "x".repeat(100 << 10);
+        (format!("HTTP/1.1 500 No\r\nContent-Length: {}\r\n\r\n{body}", body.len()), Then::Close)
+    })
+    .await;
+    let error = client(&address).machines().await.unwrap_err().to_string();
+    assert!(error.contains("larger than 64 KiB"), "{error}");
+}
+
+/// The original's server knows none of the added resources.
+#[tokio::test]
+async fn an_old_server_gives_the_file_in_normal_form() {
+    let (address, ..) = server(|request| match request {
+        "GET /fleet/v1/units/a.service" => json(
+            "200 OK",
+            r#"{"name":"a.service","options":[{"section":"Service","name":"ExecStart","value":"/bin/true"}]}"#,
+        ),
+        _ => json("404 Not Found", r#"{"error":{"code":404,"message":""}}"#),
+    })
+    .await;
+    let client = client(&address);
+    let file = client.unit_file("a.service").await.unwrap().unwrap();
+    assert_eq!(file, "[Service]\nExecStart=/bin/true\n");
+    assert_eq!(client.unit_file("b.service").await.unwrap(), None);
+    assert!(client.explain("a.service").await.unwrap_err().is_unknown_resource());
+    let Err(error) = client.events(&EventQuery::default()).await else { panic!("there are no events") };
+    assert!(error.is_unknown_resource());
+}
+
+#[tokio::test]
+async fn status_and_journal_bring_exit_codes() {
+    let (address, ..) = server(|request| match request {
+        "GET /fleet/v1/units/a.service/status?machineID=m1" => (
+            "HTTP/1.1 200 OK\r\nFleet-Exit-Code: 3\r\nFleet-Machine: m1\r\nContent-Length: 3\r\n\r\nbad"
+                .into(),
+            Then::Keep,
+        ),
+        "GET /fleet/v1/units/a.service/journal?lines=2&follow=1&output=cat" => (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Fleet-Exit-Code\r\n\r\n\
+             2\r\nhi\r\n2\r\n!\n\r\n0\r\nFleet-Exit-Code: 7\r\n\r\n"
+                .into(),
+            Then::Keep,
+        ),
+        "GET /fleet/v1/units/a.service/journal?lines=-1&output=short" => {
+            let body = r#"{"error":{"code":400,"message":"journalctl: invalid option -- '1'"}}"#;
+            let head = "HTTP/1.1 400 Bad Request\r\nFleet-Exit-Code: 1\r\nContent-Length";
+            (format!("{head}: {}\r\n\r\n{body}", body.len()), Then::Keep)
+        }
+        other => panic!("{other}"),
+    })
+    .await;
+    let client = client(&address);
+    let status = client.status("a.service", Some("m1")).await.unwrap();
+    assert_eq!((status.exit_code, &status.text[..]), (3, &b"bad"[..]));
+    assert_eq!(status.machine_id.as_deref(), Some("m1"));
+    let query = JournalQuery { lines: 2, follow: true, output: "cat".into() };
+    let mut journal = client.journal("a.service", &query).await.unwrap();
+    let mut text = Vec::new();
+    while let Some(piece) = journal.next().await.unwrap() {
+        text.extend_from_slice(&piece);
+    }
+    assert_eq!((&text[..], journal.exit_code()), (&b"hi!\n"[..], Some(7)));
+    let query = JournalQuery { lines: -1, follow: false, output: "short".into() };
+    match client.journal("a.service", &query).await {
+        Err(Error::Refused { code: 400, message, exit_code: Some(1) }) => {
+            assert_eq!(message, "journalctl: invalid option -- '1'");
+        }
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("journalctl failed"),
+    }
+}
+
+#[tokio::test]
+async fn events_come_with_their_ids() {
+    let (address, log, _) = server(|_| {
+        let body = "id: 5\nevent: machineGone\ndata: {\"kind\":\"machineGone\",\"id\":\"m\"}\n\n\
+                    : heartbeat\n\nevent: news\ndata: {\"kind\":\"news\"}\n\n\
+                    id: 6\nevent: ready\ndata: {\"kind\":\"ready\"}\n\n";
+        (format!("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n{body}"), Then::Close)
+    })
+    .await;
+    let query = EventQuery {
+        units: vec!["a.service".into(), "b@1.service".into()],
+        snapshot: true,
+        since: Some("4".into()),
+    };
+    let mut events = client(&address).events(&query).await.unwrap();
+    assert_eq!(
+        events.next().await.unwrap(),
+        Some(("5".to_owned(), Event::MachineGone { id: "m".to_owned() }))
+    );
+    assert_eq!(events.next().await.unwrap(), Some(("6".to_owned(), Event::Ready)));
+    assert_eq!(events.next().await.unwrap(), None);
+    assert_eq!(
+        requests(&log),
+        ["GET /fleet/v1/events?snapshot=1&since=4&unitName=a.service&unitName=b@1.service"]
+    );
+}
