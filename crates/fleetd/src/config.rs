@@ -124,8 +124,6 @@ pub struct Config {
     pub enable_grpc: bool,
     /// Where the unit files of this machine are kept.
     pub units_directory: PathBuf,
-    /// Whether units are run by the systemd of the user instead of the machine's.
-    pub systemd_user: bool,
     /// Where fleetd keeps what must survive a reboot.
     pub state_directory: PathBuf,
     /// The unix socket of the API, when systemd hands over none.
@@ -478,10 +476,15 @@ impl Options {
             disable_watches: self.read("disable_watches", false, boolean)?,
             enable_grpc: self.read("enable_grpc", false, boolean)?,
             units_directory: self.read("units_directory", "/run/fleet/units/".into(), absolute)?,
-            systemd_user: self.read("systemd_user", false, boolean)?,
             state_directory: self.read("state_directory", "/var/lib/fleet".into(), absolute)?,
             api_socket: self.read("api_socket", DEFAULT_API_SOCKET.into(), absolute)?,
         };
+        if self.read("systemd_user", false, boolean)?
+            && let Some(setting) = self.setting("systemd_user")
+        {
+            // To go on would run as root what was meant for a user.
+            return Err(setting.error("units run under the systemd of the machine only; remove this option"));
+        }
         let verify_units = self.read("verify_units", false, boolean)?;
         let keys_file = self.setting("authorized_keys_file").is_some();
         for (key, condition) in [("verify_units", verify_units), ("authorized_keys_file", keys_file)] {

@@ -1,9 +1,11 @@
 //! The fleet daemon: configuration, roles and wiring around the pure core.
 
+pub mod address;
 pub mod agent;
 pub mod api;
 pub mod config;
 pub mod daemon;
 pub mod listen;
 pub mod logging;
+pub mod notify;
 pub mod server;

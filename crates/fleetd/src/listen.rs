@@ -5,6 +5,7 @@
 //!
 //! A socket of our own is replaced only when nobody answers on it, so that a second fleetd never takes the place
 //! of a running one; two that start at the same moment are kept apart by a lock that lives as long as the process.
+use crate::config::DEFAULT_API_SOCKET;
 use listenfd::ListenFd;
 use rustix::{
     fd::OwnedFd,
@@ -71,7 +72,11 @@ enum Socket {
 pub fn open(path: &Path) -> Result<Sockets, ListenError> {
     let mut handed = ListenFd::from_env();
     if handed.len() == 0 {
-        return bind(path, &system_group());
+        let mut sockets = bind(path, &system_group())?;
+        if let Some(file) = sockets.file.as_mut().filter(|_| path == Path::new(DEFAULT_API_SOCKET)) {
+            sockets.warnings.extend(file.add_alias(Path::new("/var/run")));
+        }
+        return Ok(sockets);
     }
     let mut sockets = Sockets { sockets: Vec::new(), file: None, warnings: Vec::new() };
     for index in 0..handed.len() {
@@ -127,7 +132,7 @@ fn exposed(address: SocketAddr) -> Option<String> {
     })
 }
 
-/// The group that may use the socket, and where nothing is known about it.
+/// The group that may use the socket, if this system has it.
 fn system_group() -> Option<Gid> {
     group_id(&fs::read_to_string("/etc/group").unwrap_or_default(), GROUP)
 }
@@ -176,15 +181,15 @@ fn lock(path: &Path) -> Result<OwnedFd, ListenError> {
     name.push(".lock");
     let name = PathBuf::from(name);
     let error = |step: &'static str| {
-        let name = name.clone();
-        move |source: Errno| ListenError::System { path: name, step, source: source.into() }
+        move |source: Errno| ListenError::System { path: path.to_owned(), step, source: source.into() }
     };
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::open(&name, flags, Mode::from_raw_mode(0o600)).map_err(error("open"))?;
+    let file = rustix::fs::open(&name, flags, Mode::from_raw_mode(0o600))
+        .map_err(error("open the lock file beside it"))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(ListenError::Running(format!("it holds the lock {}", name.display()))),
-        Err(e) => Err(error("lock")(e)),
+        Err(e) => Err(error("lock the file beside it")(e)),
     }
 }
 
@@ -243,7 +248,7 @@ impl SocketFile {
 
     /// The old name of the socket, `/var/run/fleet.sock`, is the same file where /var/run is a link to /run. Where
     /// it is a directory of its own (no systemd made it so), this makes the name a link; says why when it can't.
-    pub fn add_alias(&mut self, directory: &Path) -> Option<String> {
+    fn add_alias(&mut self, directory: &Path) -> Option<String> {
         let same = |other: &Path| {
             fs::canonicalize(other).ok() == self.path.parent().and_then(|p| fs::canonicalize(p).ok())
         };
@@ -497,7 +502,7 @@ mod tests {
         assert!(matches!(bind(&path, &None), Err(ListenError::Taken(_))));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
         let missing = bind(&directory.path().join("no/such/place"), &None).unwrap_err().to_string();
-        assert!(missing.contains("no/such/place.lock: open: No such file"), "{missing}");
+        assert!(missing.contains("no/such/place: open the lock file beside it: No such file"), "{missing}");
         let long = bind(&directory.path().join("x".repeat(120)), &None).unwrap_err().to_string();
         assert!(long.contains("the path is no name of a socket"), "{long}");
     }
