@@ -6,11 +6,14 @@
 //! - [`requirements`]: the [X-Fleet] section
 //! - [`glob`]: patterns as Go's `path.Match` reads them
 //! - [`lint`]: what systemd would certainly refuse
+//! - [`quote`]: quoting as Go's `%q` prints it
 
 pub mod file;
 pub mod glob;
+mod lexer;
 pub mod lint;
 pub mod name;
+pub mod quote;
 pub mod requirements;
 
 pub use file::{Hash, ParseError, UnitFile, UnitOption};
