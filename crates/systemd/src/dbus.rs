@@ -22,7 +22,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use zbus::proxy::CacheProperties;
 
@@ -55,8 +55,8 @@ pub struct SystemdHost {
     changes: Arc<Changes>,
     notices: Mutex<Option<mpsc::Receiver<Notice>>>,
     commands: Commands,
+    /// Ends the tasks when dropped.
     _end: DropGuard,
-    _tasks: [JoinHandle<()>; 2],
 }
 
 /// Where fleet keeps its files on a machine. Both directories are fleet's alone and made when missing.
@@ -94,7 +94,8 @@ impl SystemdHost {
                 end.run_until_cancelled(changes.pass_on(sender)).await;
             }
         };
-        let tasks = [tokio::spawn(keeper.run(end.clone())), tokio::spawn(passing)];
+        tokio::spawn(keeper.run(end.clone()));
+        tokio::spawn(passing);
         Ok(SystemdHost {
             directories,
             current,
@@ -103,7 +104,6 @@ impl SystemdHost {
             notices: Mutex::new(Some(notices)),
             commands: Commands::default(),
             _end: end.drop_guard(),
-            _tasks: tasks,
         })
     }
 
@@ -145,7 +145,7 @@ impl SystemdHost {
         } else {
             Linking::Plain
         };
-        Ok(Prepared { written, disable, link })
+        Ok(Prepared { written, linked, disable, link })
     }
 
     /// One job from the call to its end.
@@ -278,7 +278,11 @@ impl SystemdHost {
     async fn disable(&self, bus: &Bus, units: &[&UnitName]) -> Vec<Result<(), Error>> {
         self.together(units, |names| async move {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            bus.call(bus.manager.disable_unit_files(&names, true)).await.map(drop)
+            match bus.ask(bus.manager.disable_unit_files(&names, true)).await {
+                // There is neither a link of this name nor one to a file of this name.
+                Err(error) if names.len() == 1 && is_named(&error, "NoSuchUnit") => Ok(()),
+                result => Ok(result.map(drop)?),
+            }
         })
         .await
     }
@@ -299,6 +303,9 @@ impl SystemdHost {
 
     /// Takes back what was written for a unit that systemd would not link: the unit is as it was before.
     async fn take_back(&self, bus: &Bus, unit: &UnitName, prepared: Prepared) {
+        if prepared.linked && !prepared.written.changed {
+            return;
+        }
         for result in self.disable(bus, &[unit]).await {
             if let Err(error) = result {
                 tracing::warn!(%unit, %error, "can't remove links");
@@ -376,13 +383,15 @@ impl SystemdHost {
     async fn reset_failed(&self, bus: &Bus, unit: &UnitName) {
         match bus.call(bus.manager.reset_failed_unit(unit.as_str())).await {
             Ok(()) => self.changes.saw(unit, false),
-            Err(error) => tracing::warn!(%unit, %error, "can't reset the failed state"),
+            Err(error) => tracing::debug!(%unit, %error, "the failed state was not reset"),
         }
     }
 }
 
 struct Prepared {
     written: Written,
+    /// It was linked before.
+    linked: bool,
     /// Links of the old text have to go first.
     disable: bool,
     link: Linking,

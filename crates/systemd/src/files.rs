@@ -59,6 +59,12 @@ pub(crate) fn check_free(
     unit: &UnitName,
     file: &UnitFile,
 ) -> Result<(), Error> {
+    // systemd.unit(5) allows the name, but systemd passes over such files when it reads a directory.
+    if unit.as_str().starts_with('.') {
+        return Err(Error::Refused(format!(
+            "systemd would not see a file called {unit}, since the name begins with a dot; rename the unit"
+        )));
+    }
     let ours = of_unit(directories, unit);
     let aliases = file
         .values("Install", "Alias")
@@ -293,11 +299,10 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_leaves_nothing_half_written() {
+    fn a_write_that_fails_leaves_nothing_half_written() {
         let root = tempfile::tempdir().unwrap();
         let mut directories = directories(&root);
-        // /dev/full fails every write with ENOSPC, but cannot hold a directory: a directory in place of the file
-        // makes the rename fail instead, which is the last step.
+        // A directory in place of the file makes the last step fail, the rename.
         directories.units = root.path().to_owned();
         fs::create_dir(root.path().join("a.service")).unwrap();
         let error = write_unit(&directories, &name("a.service"), "[Unit]\n").unwrap_err();
