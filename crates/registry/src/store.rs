@@ -42,7 +42,8 @@ pub enum Op {
 }
 
 /// Writes that happen together, if and only if all conditions hold. At most [`MAX_OPS`] conditions
-/// and writes together.
+/// and writes together, and at most [`MAX_BYTES`] of keys and values. Of several writes of one key in
+/// one transaction only the last counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Txn {
@@ -50,8 +51,92 @@ pub struct Txn {
     pub ops: Vec<Op>,
 }
 
+impl Txn {
+    /// A transaction of one write without a condition.
+    pub fn of(op: Op) -> Self {
+        Txn { compares: Vec::new(), ops: vec![op] }
+    }
+    /// Adds the condition that `key` was last written at `revision` (0: does not exist).
+    pub fn when(mut self, key: impl Into<String>, revision: Revision) -> Self {
+        self.compares.push(Compare { key: key.into(), revision });
+        self
+    }
+    /// Adds a write.
+    pub fn then(mut self, op: Op) -> Self {
+        self.ops.push(op);
+        self
+    }
+}
+
+impl Op {
+    /// A durable write.
+    pub fn put(key: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        Op::Put { key: key.into(), value: value.into(), lease: None }
+    }
+    /// A write that goes when the lease ends.
+    pub fn put_leased(key: impl Into<String>, value: impl Into<Vec<u8>>, lease: LeaseId) -> Self {
+        Op::Put { key: key.into(), value: value.into(), lease: Some(lease) }
+    }
+    /// A deletion; of a key that does not exist it changes nothing.
+    pub fn delete(key: impl Into<String>) -> Self {
+        Op::Delete { key: key.into() }
+    }
+    /// The key it writes.
+    pub fn key(&self) -> &str {
+        match self {
+            Op::Put { key, .. } | Op::Delete { key } => key,
+        }
+    }
+}
+
 /// The most conditions and writes in one transaction (etcd's default limit).
 pub const MAX_OPS: usize = 128;
+
+/// The longest key, bytes. A key has at least 1 byte.
+pub const MAX_KEY: usize = 512;
+
+/// The most bytes of keys and values in one transaction, so also the largest value: etcd's default
+/// limit of 1.5 MiB for a request, less room for its framing.
+pub const MAX_BYTES: usize = 1_500_000;
+
+/// The size of a transaction, bytes of keys and values.
+///
+/// # Errors
+/// [`StoreError::TooLarge`] when it exceeds a limit every store has, or has a key without a byte.
+pub fn check_size(txn: &Txn) -> Result<usize, StoreError> {
+    let steps = txn.compares.len() + txn.ops.len();
+    if steps > MAX_OPS {
+        return Err(StoreError::TooLarge(format!(
+            "a transaction of {steps} conditions and writes (at most {MAX_OPS})"
+        )));
+    }
+    let mut bytes = 0;
+    for key in txn.compares.iter().map(|c| c.key.as_str()).chain(txn.ops.iter().map(Op::key)) {
+        if key.is_empty() || key.len() > MAX_KEY {
+            let start: String = key.chars().take(40).collect();
+            let length = key.len();
+            return Err(StoreError::TooLarge(format!(
+                "the key {start:?}… of {length} bytes (1 to {MAX_KEY} bytes)"
+            )));
+        }
+        bytes += key.len();
+    }
+    for op in &txn.ops {
+        if let Op::Put { key, value, .. } = op {
+            bytes += value.len();
+            if value.len() > MAX_BYTES {
+                let length = value.len();
+                return Err(StoreError::TooLarge(format!(
+                    "the value of {key}, {length} bytes (at most {MAX_BYTES})"
+                )));
+            }
+        }
+    }
+    if bytes > MAX_BYTES {
+        return Err(StoreError::TooLarge(format!("a transaction of {bytes} bytes (at most {MAX_BYTES})")));
+    }
+    Ok(bytes)
+}
 
 /// One change of one key. `entry` is `None` when it was deleted or its lease ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,8 +209,9 @@ pub trait Store: Clone + Send + Sync + 'static {
     fn range(&self, prefix: &str) -> impl Future<Output = Result<Snapshot, StoreError>> + Send;
     /// One entry, if it exists.
     fn get(&self, key: &str) -> impl Future<Output = Result<Option<Entry>, StoreError>> + Send;
-    /// Carries out a transaction; answers when it is durable, with its revision. A transaction without
-    /// writes checks its conditions and answers the current revision.
+    /// Carries out a transaction; answers when it is durable, with its revision. A transaction that
+    /// changes nothing (no writes, or only deletions of absent keys) checks its conditions and
+    /// answers the current revision.
     fn commit(&self, txn: Txn) -> impl Future<Output = Result<Revision, StoreError>> + Send;
     /// Begins a lease.
     fn grant(&self, ttl: Duration) -> impl Future<Output = Result<LeaseId, StoreError>> + Send;
@@ -133,7 +219,9 @@ pub trait Store: Clone + Send + Sync + 'static {
     fn keep_alive(&self, lease: LeaseId) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Ends a lease at once, with its keys.
     fn revoke(&self, lease: LeaseId) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// The changes after revision `after` of keys that begin with `prefix`.
+    /// The changes after revision `after` of keys that begin with `prefix`. When they are no longer
+    /// kept, or `after` has not been yet, this or the first [`next`](Watch::next) answers
+    /// [`StoreError::Compacted`].
     fn watch(
         &self,
         prefix: &str,
