@@ -120,12 +120,12 @@ impl UnitFile {
         self.options.iter().filter(move |o| o.section == section && o.name == name).map(|o| o.value.as_str())
     }
 
-    /// `Description=` of [Unit] (the last one, continued lines joined), if any and not empty.
+    /// `Description=` of `[Unit]` (the last one, continued lines joined), if any and not empty.
     pub fn description(&self) -> Option<&str> {
         self.description.as_deref()
     }
 
-    /// Whether it has an [Install] section with options, so that it has to be enabled.
+    /// Whether it has an `[Install]` section with options, so that it has to be enabled.
     pub fn has_install(&self) -> bool {
         self.options.iter().any(|o| o.section == "Install")
     }

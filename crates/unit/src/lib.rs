@@ -1,9 +1,9 @@
-//! Unit names, unit files and their [X-Fleet] options: everything fleet knows about a unit
+//! Unit names, unit files and their `[X-Fleet]` options: everything fleet knows about a unit
 //! from its name and its text alone. No I/O.
 //!
 //! - [`name`]: names, types, templates and instances
-//! - [`file`]: the text, kept byte for byte, its options and its hash
-//! - [`requirements`]: the [X-Fleet] section
+//! - [`mod@file`]: the text, kept byte for byte, its options and its hash
+//! - [`requirements`]: the `[X-Fleet]` section
 //! - [`glob`]: patterns as Go's `path.Match` reads them
 //! - [`lint`]: what systemd would certainly refuse
 //! - [`quote`]: quoting as Go's `%q` prints it

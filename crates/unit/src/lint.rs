@@ -171,7 +171,8 @@ fn command(value: &str, line: usize) -> Result<bool, Rejection> {
     let Some(word) = value.split_ascii_whitespace().next() else { return Ok(false) };
     // Later versions may know more prefixes than 252's, so any other sign is left to systemd.
     let path = word.trim_start_matches(['-', '@', ':', '+', '!']);
-    let ignore_failure = word[..word.len() - path.len()].contains('-');
+    let prefixes = &word[..word.len() - path.len()];
+    let ignore_failure = prefixes.contains('-');
     if path.starts_with(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '/' | '.' | '_' | '$'))
         || path.contains(['"', '\'', '\\', '%'])
     {
@@ -184,9 +185,10 @@ fn command(value: &str, line: usize) -> Result<bool, Rejection> {
     } else if !path.starts_with('/') && (path.contains('/') || matches!(path, "." | "..")) {
         format!("Neither a valid executable name nor an absolute path: {path}")
     } else {
-        // An open quote or an unknown specifier further on makes systemd refuse the unit, but with
-        // `-` only the line.
-        return Ok(!ignore_failure || !value.contains(['"', '\'', '\\', '%']));
+        // What else may be wrong (an open quote, an unknown specifier, a prefix twice) makes systemd
+        // refuse the unit, but with `-` only the line.
+        let plain = prefixes == "-" && !value.contains(['"', '\'', '\\', '%']);
+        return Ok(!ignore_failure || plain);
     };
     // With `-` the line is ignored with a warning.
     if ignore_failure { Ok(false) } else { Err(Rejection { line, reason }) }

@@ -83,6 +83,7 @@ const TAKEN: &[&str] = &[
     "[Service]\nExecStart=true\n",
     "[Service]\nExecStart=-@:/bin/true x\n",
     "[Service]\nExecStart=/bin/..\n",
+    "[Service]\nExecStart=/bin/true\nExecStart=--/bin/true\n",
     "[Service]\nExecStart=!!/bin/true\n",
     "[Service]\nExecStart=%h/bin/x\n",
     "[Service]\nExecStart=a%i/x\n",

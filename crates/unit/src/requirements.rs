@@ -1,4 +1,4 @@
-//! The [X-Fleet] section: what a unit asks of its place.
+//! The `[X-Fleet]` section: what a unit asks of its place.
 //!
 //! The options are those of the original (its unit-files-and-scheduling document), the deprecated
 //! spellings included; so are the checks of what cannot go together (golden/04-submit.txt,
@@ -23,7 +23,7 @@ const CONFLICTS: [&str; 2] = ["X-Conflicts", "Conflicts"];
 const REPLACES: [&str; 1] = ["Replaces"];
 const GLOBAL: [&str; 1] = ["Global"];
 
-/// What a unit asks of its place, read from [X-Fleet] with specifiers expanded.
+/// What a unit asks of its place, read from `[X-Fleet]` with specifiers expanded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requirements {
     /// `MachineID=`: the machine ID it must be on.
@@ -123,7 +123,7 @@ impl Requirements {
     }
 }
 
-/// Names of options in [X-Fleet] that fleet does not know, in order, each once.
+/// Names of options in `[X-Fleet]` that fleet does not know, in order, each once.
 pub fn unknown_options(file: &UnitFile) -> Vec<String> {
     let known: BTreeSet<&str> = [&MACHINE_ID[..], &MACHINE_OF, &METADATA, &CONFLICTS, &REPLACES, &GLOBAL]
         .concat()
