@@ -1,2 +1,56 @@
-//! todo
-fn main() {}
+//! Developer commands: `cargo xtask demo | test | bench | dist`. CONTRIBUTING.md says when to use which.
+//!
+//! | module | job |
+//! |---|---|
+//! | `steps` | named steps with their times; cargo as a child process |
+//! | `packages` | Debian packages that tests and the demo need |
+//! | `licences` | licences and bans of deny.toml against the dependency tree |
+//! | `test`, `demo`, `bench`, `dist` | one command each |
+
+mod bench;
+mod demo;
+mod dist;
+mod licences;
+mod packages;
+mod steps;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Developer commands of fleet.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a real systemd host in a container and run the tutorial on it (as root)
+    Demo,
+    /// Run every check: format, lints, licences, all tests, documentation (as root)
+    Test,
+    /// Measure speed against the floor of the same run and compare with the budgets (as root)
+    Bench(bench::Args),
+    /// Build a release and put it into a tar.gz with the package's files
+    Dist,
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Demo => demo::run(),
+        Command::Test => test::run(),
+        Command::Bench(args) => bench::run(&args),
+        Command::Dist => dist::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nxtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

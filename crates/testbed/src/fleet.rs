@@ -42,8 +42,9 @@ pub fn packaging_dir() -> PathBuf {
     }
 }
 
-/// Puts programs and package files under `root`: a host's root, or its upper layer before it is mounted.
-pub(crate) fn install(root: &Path, bin_dir: &Path, metadata: &str) -> Result<()> {
+/// Puts programs and package files under `root`, where a package puts them: a host's root, its upper layer
+/// before it is mounted, or the tree that a package is made of.
+pub fn install(root: &Path, bin_dir: &Path, metadata: &str) -> Result<()> {
     for program in PROGRAMS {
         let from = bin_dir.join(program);
         if !from.is_file() {

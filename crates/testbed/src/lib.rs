@@ -48,7 +48,7 @@ mod state;
 pub use cluster::{Cluster, Options, list};
 pub use command::{Command, DEFAULT_DEADLINE, Output, Running};
 pub use docker::Mirror;
-pub use fleet::{bin_dir, packaging_dir};
+pub use fleet::{bin_dir, install, packaging_dir};
 pub use host::Host;
 pub use prerequisites::check as check_prerequisites;
 pub use rustix::process::Signal;

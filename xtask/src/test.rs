@@ -1,0 +1,102 @@
+//! `cargo xtask test`: every check there is, ending at the first that fails. What CI runs.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::steps::{cargo, run as run_command, show, step, target_dir};
+use crate::{licences, packages};
+
+/// Numbers of tests, from the lines in which test programs sum up.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Counts {
+    fn add(&mut self, line: &str) {
+        let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for part in counts.split("; ") {
+            let mut words = part.split_ascii_whitespace();
+            let Some(number) = words.next().and_then(|n| n.parse::<u64>().ok()) else { continue };
+            match words.next() {
+                Some("passed") => self.passed += number,
+                Some("failed") => self.failed += number,
+                Some("ignored") => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+pub(crate) fn run() -> Result<()> {
+    let start = Instant::now();
+    step("packages", packages::ensure)?;
+    step("root", fleet_testbed::check_prerequisites)?;
+    step("format", || run_command(cargo(&["fmt", "--all", "--check"])))?;
+    step("licences", licences::check)?;
+    let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    step("lints", || run_command(cargo(&clippy)))?;
+    step("build", || run_command(cargo(&["build", "-p", "fleetd", "-p", "fleetctl"])))?;
+    let bin_dir = target_dir()?.join("debug");
+    let counts = step("tests", || tests(&bin_dir))?;
+    step("documentation", || {
+        let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
+        doc.env("RUSTDOCFLAGS", "-D warnings");
+        run_command(doc)
+    })?;
+    println!(
+        "All checks passed in {:.0} s: {} tests, {} ignored (`cargo deny check` would add advisories)",
+        start.elapsed().as_secs_f64(),
+        counts.passed,
+        counts.ignored
+    );
+    Ok(())
+}
+
+/// Runs all tests with their output shown, and counts them.
+fn tests(bin_dir: &Path) -> Result<Counts> {
+    let mut command = cargo(&["test", "--workspace"]);
+    command.env("FLEET_BIN_DIR", bin_dir).stdout(Stdio::piped());
+    let shown = show(&command);
+    println!("$ {shown}");
+    let mut child = command.spawn().with_context(|| format!("cannot run `{shown}`"))?;
+    let mut counts = Counts::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.context("cannot read the output of the tests")?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            counts.add(&line);
+        }
+    }
+    let status = child.wait().context("cannot wait for the tests")?;
+    if !status.success() {
+        bail!("`{shown}` ended with {status}: {} passed, {} failed", counts.passed, counts.failed);
+    }
+    Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counts;
+
+    #[test]
+    fn summary_lines_are_counted() {
+        let mut counts = Counts::default();
+        counts.add(
+            "test result: ok. 6 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1s",
+        );
+        counts.add("test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out");
+        counts.add("test a ... ok");
+        assert_eq!(counts, Counts { passed: 8, failed: 3, ignored: 1 });
+    }
+}
