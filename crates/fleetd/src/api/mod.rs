@@ -63,6 +63,8 @@ impl<S: Store> Api<S> {
             async move { Ok::<_, Infallible>(api.answer(request).await) }
         });
         let mut http = hyper::server::conn::http1::Builder::new();
+        // Names of headers as the original wrote them.
+        http.title_case_headers(true);
         http.timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).max_buf_size(64 << 10);
         let connection = http.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);

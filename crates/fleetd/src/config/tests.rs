@@ -246,6 +246,17 @@ fn every_key_is_a_variable_and_a_flag() {
 }
 
 #[test]
+fn every_key_is_documented_in_order() {
+    let text = include_str!("../../../../docs/CONFIGURATION.md");
+    let documented: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | `FLEET_"))
+        .map(|(key, rest)| (key, rest.split('`').next().unwrap().to_lowercase()))
+        .collect();
+    assert_eq!(documented, KEYS.map(|key| (key, key.to_owned())));
+}
+
+#[test]
 fn errors_name_the_variable_or_the_flag() {
     let error =
         |environment: &[(&str, &str)], set: &[&str]| sources("", environment, set).unwrap_err().to_string();
@@ -285,22 +296,18 @@ fn the_password_is_shown_nowhere() {
     let (name, password) = config.etcd.login.clone().unwrap();
     assert_eq!((name.as_str(), password.expose()), ("root", "hunter3"));
     assert!(!format!("{config:?} {warnings:?}").contains("hunter"));
-    let warnings = warnings_of("etcd_password=hunter2;x\netcd_password=\"hunter2");
+    let warnings = self::warnings("etcd_password=hunter2;x\netcd_password=\"hunter2");
     assert_eq!(warnings.len(), 4, "{warnings:?}");
     assert!(!warnings.concat().contains("hunter"), "{warnings:?}");
-}
-
-fn warnings_of(text: &str) -> Vec<String> {
-    warnings(text)
 }
 
 #[test]
 fn warnings_are_bounded() {
     let text: String = (0..1000).map(|i| format!("x{i}=1\n")).collect();
-    let warnings = warnings(&text);
-    assert_eq!(warnings.len(), MAX_WARNINGS + 1);
-    assert_eq!(warnings[MAX_WARNINGS], "and 950 more warnings about the configuration");
-    assert!(warnings_of(&format!("{}=1", "x".repeat(10_000)))[0].len() < 200);
+    let got = warnings(&text);
+    assert_eq!(got.len(), MAX_WARNINGS + 1);
+    assert_eq!(got[MAX_WARNINGS], "and 950 more warnings about the configuration");
+    assert!(warnings(&format!("{}=1", "x".repeat(10_000)))[0].len() < 200);
 }
 
 #[test]

@@ -129,9 +129,8 @@ impl<S: Store> Server<S> {
                     let revision = entry.as_ref().map_or(0, |entry| entry.revision);
                     txn.compares.push(Compare { key: machine_key(id), revision });
                     let record = match entry {
-                        Some(entry) => read_machine(&entry.value).map_err(|reason| {
-                            StoreError::Damaged(format!("{}: {reason}", machine_key(id)))
-                        })?,
+                        Some(entry) => serde_json::from_slice(&entry.value)
+                            .map_err(|error| StoreError::Damaged(format!("{}: {error}", machine_key(id))))?,
                         None => MachineRecord { format: 1, metadata: BTreeMap::new() },
                     };
                     records.insert(id, record);

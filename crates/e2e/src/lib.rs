@@ -1,0 +1,119 @@
+//! What the end-to-end tests share: a booted host with fleet on it, fleetctl, the API over its socket, and waiting for
+//! something to become true.
+
+mod http;
+
+pub use http::{Answer, Http};
+
+use anyhow::{Context, Result, bail};
+use fleet_testbed::{Cluster, Host, Options, Output, bin_dir};
+use std::time::{Duration, Instant};
+
+/// How long a test waits for something that should happen at once: long, since test machines can be busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One host with a running fleetd.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The cluster of that one host.
+    pub cluster: Cluster,
+}
+
+impl Fleet {
+    /// Boots a host and starts fleet on it.
+    pub fn up(name: &str) -> Result<Fleet> {
+        let fleet = Fleet::installed(name)?;
+        fleet.host().start_fleet()?;
+        Ok(fleet)
+    }
+
+    /// Boots a host with fleet installed, and not started.
+    pub fn installed(name: &str) -> Result<Fleet> {
+        let cluster = Cluster::up(Options::for_test(name, 1).fleet(bin_dir()?))?;
+        Ok(Fleet { cluster })
+    }
+
+    /// The host.
+    pub fn host(&self) -> &Host {
+        self.cluster.host(0)
+    }
+
+    /// Runs fleetctl in /root with these words, split at blanks.
+    pub fn ctl(&self, words: &str) -> Result<Output> {
+        let argv = std::iter::once("fleetctl").chain(words.split_whitespace());
+        self.host().command(argv).deadline(Duration::from_secs(180)).run()
+    }
+
+    /// Runs fleetctl, which must succeed, and returns its standard output.
+    pub fn ok(&self, words: &str) -> Result<String> {
+        Ok(self.ctl(words)?.ok()?.stdout)
+    }
+
+    /// Writes a unit file into /root.
+    pub fn file(&self, name: &str, text: &str) -> Result<()> {
+        self.host().write(format!("/root/{name}"), text)
+    }
+
+    /// Writes a unit file and starts it.
+    pub fn start(&self, name: &str, text: &str) -> Result<()> {
+        self.file(name, text)?;
+        self.ok(&format!("start {name}")).map(drop)
+    }
+
+    /// A property of a unit, from the host's systemd.
+    pub fn property(&self, unit: &str, property: &str) -> Result<String> {
+        let out = self.host().run(["systemctl", "show", "--value", "-p", property, unit])?.ok()?;
+        Ok(out.stdout.trim().to_owned())
+    }
+
+    /// The main process of a unit, which must be there.
+    pub fn main_pid(&self, unit: &str) -> Result<u32> {
+        let pid: u32 = self.property(unit, "MainPID")?.parse()?;
+        if pid == 0 {
+            bail!("{unit} has no main process");
+        }
+        Ok(pid)
+    }
+
+    /// The one line that `list-units` has for a unit: active and sub state.
+    pub fn state(&self, unit: &str) -> Result<Option<String>> {
+        let list = self.ok("list-units --no-legend --fields=unit,active,sub")?;
+        let line = list.lines().find(|line| line.split_whitespace().next() == Some(unit));
+        Ok(line.map(|line| line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")))
+    }
+
+    /// Restarts or kills fleetd with `how`, and waits until it serves again.
+    pub fn disturb(&self, how: &str) -> Result<()> {
+        self.host().sh(how)?.ok()?;
+        until(
+            "fleetd serves again",
+            || Ok(self.ctl("list-machines --no-legend")?.stdout.lines().count() == 1),
+        )
+    }
+
+    /// The API of the host's fleetd.
+    pub fn http(&self) -> Result<Http> {
+        Ok(Http::new(self.host().root_path("/run/fleet.sock")?))
+    }
+
+    /// `ID.../ADDRESS`, as tables show the machine.
+    pub fn machine(&self) -> String {
+        format!("{}.../{}", &self.host().machine_id()[..8], self.host().ip())
+    }
+}
+
+/// Waits until something is true.
+pub fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let last = holds();
+        match last {
+            Ok(true) => return Ok(()),
+            other if Instant::now() > end => {
+                other.with_context(|| format!("waiting: {what}"))?;
+                bail!("not within {} s: {what}", PATIENCE.as_secs());
+            }
+            _ => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}

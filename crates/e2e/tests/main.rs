@@ -1,0 +1,13 @@
+//! End-to-end tests: the real programs on real systemd hosts. They need root and the packages that
+//! `cargo xtask test` installs.
+
+mod api;
+mod bad_input;
+mod disturbance;
+mod durability;
+mod life;
+mod tutorial;
+mod unprivileged;
+
+/// A service that runs until it is stopped.
+pub(crate) const SLEEP: &str = "[Service]\nExecStart=/bin/sleep infinity\n";
