@@ -6,7 +6,7 @@
 use super::{changes::Changes, jobs::Jobs, path, proxy::ManagerProxy};
 use crate::Error;
 use futures_util::StreamExt;
-use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::Future, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use zbus::{
@@ -140,7 +140,7 @@ impl Keeper {
         match (interface.as_str(), member.as_str()) {
             ("org.freedesktop.DBus.Properties", "PropertiesChanged") => {
                 if let Some(name) = header.path().and_then(|path| path::unit_name(path.as_str())) {
-                    self.changes.changed(&name);
+                    self.changes.changed(&name, || is_failed(message));
                 }
             }
             (MANAGER, "JobRemoved") => {
@@ -149,7 +149,7 @@ impl Keeper {
                     body.deserialize::<(u32, zbus::ObjectPath<'_>, &str, &str)>()
                 {
                     self.jobs.ended(id, result);
-                    self.changes.changed(unit);
+                    self.changes.changed(unit, || (result == "failed").then_some(true));
                 }
             }
             // The end of a reload; its beginning says nothing yet.
@@ -164,6 +164,14 @@ impl Keeper {
         }
         Sorted::Done
     }
+}
+
+/// Whether the unit is failed, if this PropertiesChanged says so or otherwise.
+fn is_failed(message: &Message) -> Option<bool> {
+    let body = message.body();
+    let (_, properties, _) =
+        body.deserialize::<(&str, HashMap<&str, zbus::Variant<'_>>, Vec<&str>)>().ok()?;
+    Some(<&str>::try_from(properties.get("ActiveState")?).ok()? == "failed")
 }
 
 enum Sorted {

@@ -28,7 +28,7 @@ pub(super) struct Changes {
 
 #[derive(Default)]
 struct Gathered {
-    /// The units fleet looks after, and whether each was failed when last asked for.
+    /// The units fleet looks after, and whether each was failed when last heard of.
     units: HashMap<UnitName, bool>,
     changed: BTreeSet<UnitName>,
     all: bool,
@@ -56,15 +56,19 @@ impl Changes {
         self.state().units.insert(unit.clone(), failed);
     }
 
-    /// Whether the unit was failed when last asked for.
+    /// Whether the unit was failed when last heard of.
     pub(super) fn was_failed(&self, unit: &UnitName) -> bool {
         self.state().units.get(unit).copied().unwrap_or_default()
     }
 
-    /// Something of the unit of this name changed. A unit that is not followed costs one look-up.
-    pub(super) fn changed(&self, name: &str) {
+    /// Something of the unit of this name changed; `failed` says whether it is failed now, if that is known. A unit
+    /// that is not followed costs one look-up.
+    pub(super) fn changed(&self, name: &str, failed: impl FnOnce() -> Option<bool>) {
         let mut state = self.state();
         let Some(unit) = state.units.get_key_value(name).map(|(unit, _)| unit.clone()) else { return };
+        if let Some(failed) = failed() {
+            state.units.insert(unit.clone(), failed);
+        }
         if state.changed.insert(unit) {
             self.some.notify_one();
         }
@@ -134,19 +138,19 @@ mod tests {
     async fn the_first_at_once_then_gathered() {
         let (changes, mut notices) = start(&["a.service", "b.service", "c.service"]);
         let begin = Instant::now();
-        changes.changed("a.service");
-        changes.changed("foreign.service");
+        changes.changed("a.service", || None);
+        changes.changed("foreign.service", || None);
         assert_eq!(notices.recv().await, Some(names(&["a.service"])));
         assert_eq!(begin.elapsed(), TOGETHER);
         let begin = Instant::now();
-        changes.changed("c.service");
-        changes.changed("b.service");
-        changes.changed("c.service");
+        changes.changed("c.service", || None);
+        changes.changed("b.service", || None);
+        changes.changed("c.service", || None);
         assert_eq!(notices.recv().await, Some(names(&["b.service", "c.service"])));
         assert_eq!(begin.elapsed(), INTERVAL);
         tokio::time::sleep(INTERVAL * 3).await;
         let begin = Instant::now();
-        changes.changed("a.service");
+        changes.changed("a.service", || None);
         assert_eq!(notices.recv().await, Some(names(&["a.service"])));
         assert_eq!(begin.elapsed(), TOGETHER);
     }
@@ -155,9 +159,9 @@ mod tests {
     async fn a_slow_taker_gets_each_name_once() {
         let (changes, mut notices) = start(&["a.service", "b.service"]);
         for _ in 0..100 {
-            changes.changed("a.service");
+            changes.changed("a.service", || None);
             tokio::time::sleep(INTERVAL).await;
-            changes.changed("b.service");
+            changes.changed("b.service", || None);
         }
         // One in the channel; the rest in one set.
         assert_eq!(notices.recv().await, Some(names(&["a.service"])));
@@ -166,15 +170,28 @@ mod tests {
         assert!(notices.try_recv().is_err());
     }
 
+    #[test]
+    fn failures_are_remembered_until_better_is_heard() {
+        let (changes, unit) = (Changes::default(), name("a.service"));
+        changes.changed("a.service", || panic!("not followed, so of no interest"));
+        changes.follow(&unit);
+        changes.changed("a.service", || Some(true));
+        changes.changed("a.service", || None);
+        changes.follow(&unit);
+        assert!(changes.was_failed(&unit));
+        changes.changed("a.service", || Some(false));
+        assert!(!changes.was_failed(&unit));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn all_covers_the_rest_and_the_forgotten_are_silent() {
         let (changes, mut notices) = start(&["a.service", "b.service"]);
-        changes.changed("a.service");
+        changes.changed("a.service", || None);
         changes.all_changed();
         assert_eq!(notices.recv().await, Some(Notice::All));
-        changes.changed("b.service");
+        changes.changed("b.service", || None);
         changes.forget(&name("b.service"));
-        changes.changed("b.service");
+        changes.changed("b.service", || None);
         tokio::time::sleep(INTERVAL * 3).await;
         assert!(notices.try_recv().is_err());
     }
