@@ -37,6 +37,8 @@ enum Command {
     Bench(bench::Args),
     /// Build a release and put it into a tar.gz with the package's files
     Dist,
+    /// Install the Debian packages that the other commands need, as they do by themselves (as root)
+    Packages,
 }
 
 fn main() -> ExitCode {
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Test => test::run(),
         Command::Bench(args) => bench::run(&args),
         Command::Dist => dist::run(),
+        Command::Packages => packages::ensure(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -38,7 +38,6 @@ const MASKED: &[&str] = &[
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
     "e2scrub_reap.service",
-    "etcd.service",
     "fstrim.timer",
     "getty.target",
     "man-db.timer",

@@ -21,7 +21,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Make cluster NAME with N hosts; it stands until `down`
+    /// Make cluster NAME with N hosts; it stands until `down`, or with --hold until this command ends
     Up {
         name: String,
         #[arg(default_value_t = 1)]
@@ -35,6 +35,9 @@ enum Verb {
         /// fleet's metadata of a host, such as region=eu,disk=ssd; once per host, in order
         #[arg(long)]
         metadata: Vec<String>,
+        /// Stay, and take the cluster down at Ctrl-C or SIGTERM
+        #[arg(long)]
+        hold: bool,
     },
     /// Run a command in host I; its exit code is passed on
     Exec {
@@ -87,11 +90,17 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Up { name, n, subnet, fleet, metadata } => {
+        Verb::Up { name, n, subnet, fleet, metadata, hold } => {
             let start = Instant::now();
             let cluster = Cluster::up(Options { subnet, fleet, metadata, ..Options::new(name, n) })?;
             info(&cluster);
             eprintln!("{n} up in {:.1} s", start.elapsed().as_secs_f64());
+            if hold {
+                // A signal ends the process, and the cluster with it.
+                loop {
+                    std::thread::park();
+                }
+            }
             cluster.keep()?;
         }
         Verb::Exec { name, i, command } => return with(&name, i, |host| Err(host.exec(command)))?,

@@ -134,39 +134,30 @@ fn a_panic_takes_the_cluster_down() {
     assert_eq!(remains(&name), Vec::<String>::new());
 }
 
-/// Not a test of its own: the process that the next test ends.
-#[test]
-#[ignore = "run by a_signal_takes_the_cluster_down"]
-fn hold_a_cluster() {
-    let cluster = Cluster::up(Options::for_test("held", 1)).unwrap();
-    println!("\nholding {}", cluster.name());
-    std::io::stdin().lines().for_each(drop);
-}
-
 #[test]
 fn a_signal_takes_the_cluster_down_and_a_kill_is_swept() {
     let hold = || {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "hold_a_cluster", "--nocapture"])
-            .stdin(Stdio::piped())
+        let name = Options::for_test("held", 1).name;
+        let mut child = Command::new(env!("CARGO_BIN_EXE_fleet-testbed"))
+            .args(["up", &name, "1", "--hold"])
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // Kept open: their end would end it.
-        let pipes = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let (stdin, mut lines) = (pipes.0, BufReader::new(pipes.1).lines().map(Result::unwrap));
-        let name = lines.find_map(|l| l.strip_prefix("holding ").map(str::to_owned)).unwrap();
-        (child, name, (stdin, lines))
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let host = lines.next().expect("it says when the host is up").unwrap();
+        assert!(host.starts_with(&name) && host.ends_with("up"), "{host}");
+        (child, name)
     };
     let pid = |child: &std::process::Child| rustix::process::Pid::from_child(child);
 
-    let (mut child, name, _pipes) = hold();
+    let (mut child, name) = hold();
     assert!(!remains(&name).is_empty());
     rustix::process::kill_process(pid(&child), Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(Signal::TERM.as_raw()));
     assert_eq!(remains(&name), Vec::<String>::new());
 
-    let (mut child, name, _pipes) = hold();
+    let (mut child, name) = hold();
     rustix::process::kill_process(pid(&child), Signal::KILL).unwrap();
     child.wait().unwrap();
     assert!(!remains(&name).is_empty());
