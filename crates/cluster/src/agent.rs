@@ -12,8 +12,10 @@
 //! | *a start job of fleet is under way:* |||||
 //! | nothing or loaded | any    | any              | any                 | Stop |
 //! | launched | another hash    | any              | any                 | Stop |
+//! | launched | this hash       | any              | not known           | Ask: how far it is is reported |
 //! | launched | this hash       | any              | any                 | Rest |
 //! | *a stop job of fleet is under way:* |||||
+//! | any      | any             | any              | not known           | Ask |
 //! | any      | any             | any              | any                 | Rest |
 //! | *no job:* |||||
 //! | nothing  | none            | no               | any                 | Forget: what else has that name is not ours |
@@ -92,7 +94,11 @@ pub fn next(wanted: Option<&Wanted>, observed: &Observed) -> Step {
         let goes_on = wanted.is_some_and(|wanted| {
             wanted.state == DesiredState::Launched && hash_here(wanted, observed) == Some(wanted.file.hash())
         });
-        return if job == Job::Start && !goes_on { Step::Stop } else { Step::Rest };
+        return match observed.systemd {
+            _ if job == Job::Start && !goes_on => Step::Stop,
+            None => Step::Ask,
+            Some(_) => Step::Rest,
+        };
     }
     match wanted.filter(|wanted| wanted.state >= DesiredState::Loaded) {
         None => next_unwanted(observed),
@@ -186,3 +192,6 @@ pub fn report(wanted: Option<&Wanted>, observed: &Observed, problem: Option<&str
     let hash = here.or(observed.launched).unwrap_or(Hash([0; 20]));
     Some(UnitReport { current, hash, systemd, problem })
 }
+
+#[cfg(test)]
+mod tests;

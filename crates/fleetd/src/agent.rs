@@ -49,6 +49,8 @@ struct Slot {
     hold: Option<Instant>,
     /// How long the last failure made it wait; zero after a success.
     pause: Duration,
+    /// The last state systemd told, which may be older than what is known to be outdated.
+    seen: Option<SystemdState>,
     reported: Option<UnitReport>,
 }
 
@@ -425,6 +427,7 @@ impl<S: Systemd> Agent<S> {
                     if let Some(slot) = self.slots.get_mut(&name) {
                         slot.observed.systemd =
                             Some(SystemdState { load: state.load, active: state.active, sub: state.sub });
+                        slot.seen = slot.observed.systemd.clone();
                         self.dirty.insert(name.clone());
                         self.succeed(&name);
                     }
@@ -488,7 +491,13 @@ impl<S: Systemd> Agent<S> {
     fn current_report(&self, name: &UnitName) -> Option<UnitReport> {
         let slot = self.slots.get(name)?;
         let wanted = self.wanted.as_ref().and_then(|wanted| wanted.get(name));
-        logic::report(wanted, &slot.observed, slot.trouble.as_deref().or(slot.problem.as_deref()))
+        let problem = slot.trouble.as_deref().or(slot.problem.as_deref());
+        if slot.trouble.is_some() && slot.observed.systemd.is_none() {
+            // The trouble may be that systemd can't be asked: it is told with the last state there was.
+            let last = Observed { systemd: slot.seen.clone(), ..slot.observed.clone() };
+            return logic::report(wanted, &last, problem);
+        }
+        logic::report(wanted, &slot.observed, problem)
     }
 
     /// Reports what changed since the last report.

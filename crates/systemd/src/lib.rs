@@ -1,6 +1,7 @@
 //! systemd and journald of one machine, through D-Bus, files and their own commands.
 //!
-//! One trait, [`Systemd`]; one implementation that does it ([`dbus::SystemdHost`]).
+//! One trait, [`Systemd`]; one implementation that does it ([`dbus::SystemdHost`]) and one in memory for tests and
+//! simulation ([`memory::MemorySystemd`]).
 use bytes::Bytes;
 use fleet_unit::{Hash, UnitFile, UnitName};
 use std::{
@@ -13,6 +14,7 @@ use tokio::sync::mpsc;
 mod commands;
 pub mod dbus;
 mod files;
+pub mod memory;
 
 /// What systemd says of a unit: load, active and sub state.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -168,7 +168,11 @@ impl MemorySystemd {
     /// Waits while the job `number` of a unit hangs; false when another job took its place.
     async fn job(&self, unit: &UnitName, number: u64, behaviour: impl Fn(&Unit) -> Behaviour) -> bool {
         self.until(|systemd| {
-            systemd.lock().units.get(unit).is_none_or(|unit| unit.job != number || behaviour(unit) != Behaviour::Hangs)
+            systemd
+                .lock()
+                .units
+                .get(unit)
+                .is_none_or(|unit| unit.job != number || behaviour(unit) != Behaviour::Hangs)
         })
         .await;
         self.edit(unit, |unit| unit.job) == number

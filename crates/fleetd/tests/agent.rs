@@ -1,0 +1,283 @@
+//! The agent against a systemd in memory: what it does, and above all what it must never do.
+
+use fleet_cluster::model::*;
+use fleet_link::{AgentEnd, FromAgent, Hello, ServerEnd, ToAgent};
+use fleet_systemd::memory::{Behaviour, MemorySystemd};
+use fleet_systemd::{Error, Systemd};
+use fleet_unit::{UnitFile, UnitName};
+use fleetd::agent::Agent;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+const SLEEP: &str = "[Service]\nExecStart=/bin/sleep infinity\n";
+
+fn name(text: &str) -> UnitName {
+    UnitName::parse(text).unwrap()
+}
+
+fn wanted(text: &str, state: DesiredState) -> Wanted {
+    Wanted { file: UnitFile::parse(text).unwrap(), state }
+}
+
+fn hello() -> Hello {
+    let machine = Machine { public_ip: String::new(), metadata: BTreeMap::new(), version: String::new() };
+    Hello { id: MachineId::parse("4a1e0c2fb7d94e6c8f3a51d2c07e9b11").unwrap(), machine }
+}
+
+/// One agent, and the server's end of its session.
+struct Rig {
+    systemd: MemorySystemd,
+    sessions: mpsc::Sender<AgentEnd>,
+    server: Option<ServerEnd>,
+    /// What the agent reported, put together.
+    reports: BTreeMap<UnitName, UnitReport>,
+    cancel: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Rig {
+    async fn new(systemd: MemorySystemd) -> Rig {
+        let agent = Agent::new(Arc::new(systemd.clone())).await.unwrap();
+        let (sessions, ends) = mpsc::channel(1);
+        let cancel = CancellationToken::new();
+        let task = tokio::spawn(agent.run(ends, cancel.clone()));
+        let mut rig = Rig { systemd, sessions, server: None, reports: BTreeMap::new(), cancel, task };
+        rig.connect().await;
+        rig
+    }
+
+    async fn connect(&mut self) {
+        let (server, agent) = fleet_link::local(hello());
+        self.sessions.send(agent).await.unwrap();
+        self.server = Some(server);
+    }
+
+    async fn send(&mut self, message: ToAgent) {
+        self.server.as_ref().unwrap().send.send(message).await.unwrap();
+    }
+
+    async fn snapshot(&mut self, units: &[(&str, Wanted)]) {
+        let units = units.iter().map(|(unit, wanted)| (name(unit), wanted.clone())).collect();
+        self.send(ToAgent::Snapshot(units)).await;
+    }
+
+    async fn change(&mut self, unit: &str, wanted: Option<Wanted>) {
+        self.send(ToAgent::Changes([(name(unit), wanted)].into())).await;
+    }
+
+    /// Takes reports until something holds for them. Time is simulated, so a deadline costs nothing.
+    async fn until(&mut self, what: &str, holds: impl Fn(&BTreeMap<UnitName, UnitReport>) -> bool) {
+        while !holds(&self.reports) {
+            let receive = &mut self.server.as_mut().unwrap().receive;
+            let message = timeout(Duration::from_secs(120), receive.recv()).await;
+            match message.unwrap_or_else(|_| panic!("never: {what}; {:?}", self.reports)) {
+                Some(FromAgent::Snapshot(all)) => self.reports = all,
+                Some(FromAgent::Changes(changes)) => {
+                    for (unit, report) in changes {
+                        match report {
+                            Some(report) => self.reports.insert(unit, report),
+                            None => self.reports.remove(&unit),
+                        };
+                    }
+                }
+                None => panic!("the agent ended"),
+            }
+        }
+    }
+
+    async fn until_active(&mut self, unit: &str, active: &str) {
+        let unit = name(unit);
+        self.until(&format!("{unit} {active}"), |reports| {
+            reports.get(&unit).is_some_and(|report| report.systemd.active == active)
+        })
+        .await;
+    }
+
+    /// Lets everything that can happen happen.
+    async fn quiet(&self) {
+        tokio::time::sleep(Duration::from_secs(600)).await;
+    }
+
+    async fn end(self) -> MemorySystemd {
+        self.cancel.cancel();
+        self.task.await.unwrap();
+        self.systemd
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_unit_is_installed_started_stopped_and_removed() {
+    let mut rig = Rig::new(MemorySystemd::default()).await;
+    let a = name("a.service");
+    rig.snapshot(&[("a.service", wanted(SLEEP, DesiredState::Loaded))]).await;
+    rig.until_active("a.service", "inactive").await;
+    assert_eq!(rig.reports[&a].current, CurrentState::Loaded);
+    assert_eq!(rig.systemd.jobs(&a), (0, 0));
+    rig.change("a.service", Some(wanted(SLEEP, DesiredState::Launched))).await;
+    rig.until("launched", |reports| reports[&a].current == CurrentState::Launched).await;
+    assert_eq!(rig.reports[&a].systemd.active, "active");
+    assert_eq!(rig.systemd.jobs(&a), (1, 0));
+    rig.change("a.service", None).await;
+    rig.until("gone", |reports| reports.is_empty()).await;
+    assert_eq!(rig.systemd.jobs(&a), (1, 1));
+    assert!(!rig.systemd.has_file(&a));
+    assert_eq!(rig.systemd.reloads(), 0, "a new unit needs no reload");
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_touched_without_a_snapshot_or_a_session() {
+    let mut rig = Rig::new(MemorySystemd::default()).await;
+    let a = name("a.service");
+    rig.snapshot(&[("a.service", wanted(SLEEP, DesiredState::Launched))]).await;
+    rig.until_active("a.service", "active").await;
+    // The server goes away for good, for a while, and comes back without having said anything yet.
+    rig.server = None;
+    rig.quiet().await;
+    rig.connect().await;
+    rig.quiet().await;
+    assert_eq!(rig.systemd.jobs(&a), (1, 0));
+    // The next daemon on this machine hears nothing either.
+    let systemd = rig.end().await;
+    let mut rig = Rig::new(systemd.reconnect()).await;
+    rig.quiet().await;
+    assert_eq!(rig.systemd.jobs(&a), (1, 0));
+    assert!(rig.systemd.has_file(&a));
+    rig.until_active("a.service", "active").await;
+    // A server that says that nothing is wanted is obeyed.
+    rig.snapshot(&[]).await;
+    rig.until("gone", |reports| reports.is_empty()).await;
+    assert_eq!(rig.systemd.jobs(&a), (1, 1));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn restarts_of_fleetd_start_and_stop_nothing() {
+    let systemd = MemorySystemd::default();
+    let units = ["run.service", "dead.service", "fail.service"];
+    systemd.behave(&name("fail.service"), Behaviour::Fails, Behaviour::Works);
+    let all: Vec<_> = units.iter().map(|unit| (*unit, wanted(SLEEP, DesiredState::Launched))).collect();
+    let mut rig = Rig::new(systemd).await;
+    rig.snapshot(&all).await;
+    rig.until("all launched", |reports| {
+        reports.len() == 3 && reports.values().all(|report| report.current == CurrentState::Launched)
+    })
+    .await;
+    assert!(rig.reports[&name("fail.service")].problem.as_deref().unwrap().contains("failed"));
+    rig.systemd.die(&name("dead.service"));
+    rig.until_active("dead.service", "failed").await;
+    let mut systemd = rig.end().await;
+    for _ in 0..3 {
+        let mut rig = Rig::new(systemd.reconnect()).await;
+        rig.snapshot(&all).await;
+        rig.until("states are reported", |reports| reports.len() == 3).await;
+        rig.quiet().await;
+        for unit in units {
+            assert_eq!(rig.systemd.jobs(&name(unit)), (1, 0), "{unit}");
+        }
+        systemd = rig.end().await;
+    }
+    // After a boot everything is started again.
+    systemd.boot();
+    let mut rig = Rig::new(systemd.reconnect()).await;
+    rig.snapshot(&all).await;
+    rig.until("all launched again", |reports| {
+        reports.len() == 3 && reports.values().all(|report| report.current == CurrentState::Launched)
+    })
+    .await;
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hanging_start_can_be_stopped() {
+    let mut rig = Rig::new(MemorySystemd::default()).await;
+    let (slow, other) = (name("slow.service"), name("other.service"));
+    rig.systemd.behave(&slow, Behaviour::Hangs, Behaviour::Works);
+    rig.snapshot(&[("slow.service", wanted(SLEEP, DesiredState::Launched))]).await;
+    rig.until_active("slow.service", "activating").await;
+    assert_ne!(rig.reports[&slow].current, CurrentState::Launched, "not before its start is over");
+    // Others are not held up.
+    rig.change("other.service", Some(wanted(SLEEP, DesiredState::Launched))).await;
+    rig.until_active("other.service", "active").await;
+    rig.change("slow.service", None).await;
+    rig.until("slow.service is gone", |reports| !reports.contains_key(&slow)).await;
+    assert_eq!(rig.systemd.active(&slow), "inactive");
+    assert_eq!(rig.systemd.jobs(&other), (1, 0));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_file_is_reloaded_once_per_batch() {
+    let mut rig = Rig::new(MemorySystemd::default()).await;
+    let units = ["a.service", "b.service", "c.service"];
+    let all = |text: &str| -> Vec<(&str, Wanted)> {
+        units.iter().map(|unit| (*unit, wanted(text, DesiredState::Launched))).collect()
+    };
+    rig.snapshot(&all(SLEEP)).await;
+    rig.until("launched", |r| r.len() == 3 && r.values().all(|r| r.current == CurrentState::Launched)).await;
+    // Only comments changed: written and read again, not restarted.
+    let commented = format!("# comment\n{SLEEP}");
+    rig.snapshot(&all(&commented)).await;
+    rig.quiet().await;
+    assert_eq!(rig.systemd.reloads(), 1);
+    assert_eq!(rig.systemd.jobs(&name("a.service")), (1, 0));
+    // Really changed: each is stopped and started with the new file.
+    let changed = "[Service]\nExecStart=/bin/sleep 1000\n";
+    let hash = UnitFile::parse(changed).unwrap().hash();
+    rig.snapshot(&all(changed)).await;
+    rig.until("started anew", |r| r.values().all(|r| r.hash == hash && r.current == CurrentState::Launched))
+        .await;
+    assert_eq!(rig.systemd.jobs(&name("a.service")), (2, 1));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_is_reported_and_gone_when_it_is_over() {
+    let mut rig = Rig::new(MemorySystemd::default()).await;
+    let (full, well) = (name("full.service"), name("well.service"));
+    let error =
+        Error::File { path: "/run/fleet/units/full.service".to_owned(), reason: "No space left".to_owned() };
+    rig.systemd.refuse_install(&full, Some(error));
+    rig.snapshot(&[
+        ("full.service", wanted(SLEEP, DesiredState::Launched)),
+        ("well.service", wanted(SLEEP, DesiredState::Launched)),
+    ])
+    .await;
+    rig.until("the problem", |reports| {
+        reports.get(&full).and_then(|r| r.problem.as_deref()).is_some_and(|p| p.contains("No space left"))
+    })
+    .await;
+    rig.until_active("well.service", "active").await;
+    rig.quiet().await;
+    rig.systemd.refuse_install(&full, None);
+    rig.until_active("full.service", "active").await;
+    rig.until("no problem is left", |reports| reports[&full].problem.is_none()).await;
+
+    // systemd out of reach: nothing is guessed, and it goes on when it is back.
+    rig.systemd.set_away(Some("the bus is gone"));
+    rig.change("well.service", None).await;
+    rig.until("the problem", |reports| {
+        reports[&well].problem.as_deref().is_some_and(|p| p.contains("the bus is gone"))
+    })
+    .await;
+    rig.quiet().await;
+    rig.systemd.set_away(None);
+    rig.until("it is gone", |reports| !reports.contains_key(&well)).await;
+    assert_eq!(rig.systemd.jobs(&full), (1, 0));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn units_of_the_original_fleet_are_adopted() {
+    let systemd = MemorySystemd::default();
+    let old = name("old.service");
+    systemd.install(&[(old.clone(), UnitFile::parse(SLEEP).unwrap())]).await.pop().unwrap().unwrap();
+    systemd.start(&old).await.unwrap();
+    let mut rig = Rig::new(systemd.reconnect()).await;
+    rig.snapshot(&[("old.service", wanted(SLEEP, DesiredState::Launched))]).await;
+    rig.until("it counts as launched", |r| r.get(&old).is_some_and(|r| r.current == CurrentState::Launched))
+        .await;
+    assert_eq!(rig.systemd.jobs(&old), (1, 0));
+    rig.end().await;
+}
