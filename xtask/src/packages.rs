@@ -48,7 +48,8 @@ pub(crate) fn ensure() -> Result<()> {
     }
     let policy = Policy::deny()?;
     run(apt(&["update"]))?;
-    let mut install = apt(&["install", "-y", "--no-install-recommends"]);
+    // Never at the price of another package, such as a Docker from elsewhere.
+    let mut install = apt(&["install", "-y", "--no-install-recommends", "--no-remove"]);
     install.args(&missing);
     run(install)?;
     drop(policy);
