@@ -1,0 +1,384 @@
+//! The commands and flags of fleetctl: the one definition that parsing, help, completion and man
+//! pages are made of.
+//!
+//! Old ways of writing flags are brought into this form first, by [`crate::argv`].
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Heading of the options that every command takes.
+const GLOBAL: &str = "Global options";
+const UNITS: &str = "Names of units, or paths of unit files; .service is added where no type stands";
+
+/// Steers the systemd units of a cluster from one command line
+#[derive(Debug, Parser)]
+#[command(
+    name = "fleetctl",
+    version,
+    disable_help_subcommand = true,
+    disable_help_flag = true,
+    disable_version_flag = true,
+    infer_subcommands = false,
+    args_override_self = true,
+    subcommand_required = true,
+    max_term_width = 100,
+    after_help = "Commands may be shortened as long as they are unambiguous. Global options can be set in the \
+                  environment: FLEETCTL_ENDPOINT for --endpoint, and so on."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) globals: Globals,
+}
+
+/// What a list or answer is printed as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Tables and sentences
+    #[default]
+    Text,
+    /// JSON, with the keys of the HTTP API
+    Json,
+}
+
+/// Flags that go with every command.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = GLOBAL)]
+pub(crate) struct Globals {
+    /// Where fleetd answers: unix:///PATH or http://HOST:PORT
+    #[arg(long, global = true, value_name = "URL", default_value = "unix:///var/run/fleet.sock")]
+    pub(crate) endpoint: String,
+    /// Reach the endpoint through ssh to this host
+    #[arg(long, global = true, value_name = "HOST[:PORT]", default_value = "", hide_default_value = true)]
+    pub(crate) tunnel: String,
+    /// How long one request may take, in seconds
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "3", value_parser = seconds, hide_short_help = true)]
+    pub(crate) request_timeout: Duration,
+    /// What to print
+    #[arg(
+        short = 'o',
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "text",
+        hide_short_help = true
+    )]
+    pub(crate) format: Format,
+    /// User to log in as with ssh
+    #[arg(long, global = true, value_name = "USER", default_value = "core", hide_short_help = true)]
+    pub(crate) ssh_username: String,
+    /// How long an ssh connection may take to come about, in seconds
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = seconds, hide_short_help = true)]
+    pub(crate) ssh_timeout: Duration,
+    /// Whether ssh checks the keys of hosts
+    #[arg(long, global = true, value_name = "BOOL", default_value = "true", value_parser = boolean,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set,
+          hide_short_help = true)]
+    pub(crate) strict_host_key_checking: bool,
+    /// Where ssh keeps the keys of hosts
+    #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_KNOWN_HOSTS, hide_short_help = true)]
+    pub(crate) known_hosts_file: String,
+    /// Authority that has signed the server's certificate (for https, which is not supported yet)
+    #[arg(long, global = true, value_name = "FILE", alias = "etcd-cafile", hide_short_help = true)]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Certificate to show to the server (for https, which is not supported yet)
+    #[arg(long, global = true, value_name = "FILE", alias = "etcd-certfile", hide_short_help = true)]
+    pub(crate) cert_file: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(long, global = true, value_name = "FILE", alias = "etcd-keyfile", hide_short_help = true)]
+    pub(crate) key_file: Option<PathBuf>,
+    /// Say on stderr what is asked of the server
+    #[arg(long, global = true, hide_short_help = true)]
+    pub(crate) debug: bool,
+    /// Print help
+    #[arg(short = 'h', long, global = true)]
+    pub(crate) help: bool,
+    /// Print the version
+    #[arg(short = 'v', long, global = true, hide_short_help = true)]
+    pub(crate) version: bool,
+    /// The original's way to reach the cluster; only API is left
+    #[arg(long, global = true, default_value = "API", hide = true)]
+    pub(crate) driver: String,
+    #[arg(long, global = true, default_value = "/_coreos.com/fleet/", hide = true)]
+    etcd_key_prefix: String,
+    #[arg(long, global = true, hide = true)]
+    experimental_api: bool,
+}
+
+/// The default of `--known-hosts-file`.
+pub(crate) const DEFAULT_KNOWN_HOSTS: &str = "~/.fleetctl/known_hosts";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the machines of the cluster
+    ListMachines(ListMachines),
+    /// Hand unit files over to the cluster, without placing or starting them
+    Submit(Submit),
+    /// List the units the cluster knows: what is wanted of them, how far they are, and where
+    ListUnitFiles(ListUnitFiles),
+    /// Print the file of a unit, as it was submitted
+    Cat(OneUnit),
+    /// Place units on machines, so that systemd there knows them, without starting them
+    #[command(
+        long_about = "Place units on machines, so that systemd there knows them, without starting them.\n\n\
+        Units that the cluster does not know are submitted first, from the files given or, for instances of a \
+        template, from the template. A unit that is started is stopped and stays placed."
+    )]
+    Load(Bring),
+    /// List what systemd says of the units, on every machine
+    ListUnits(ListUnits),
+    /// Start units, submitting and placing them first where needed
+    #[command(long_about = "Start units, submitting and placing them first where needed.\n\n\
+        Waits until systemd has started each of them, and says so. If one fails to start, or no machine can take \
+        it, says why and exits with 1. Global units are not waited for.")]
+    Start(Bring),
+    /// Stop units and start them again, one after the other
+    Restart(Restart),
+    /// Show what systemctl status says of units, on their machines
+    Status(Status),
+    /// Show the last lines a unit has logged
+    Journal(Journal),
+    /// Log in to a machine, or to the machine a unit is on, or run a command there
+    #[command(override_usage = "fleetctl ssh [OPTIONS] {MACHINE|UNIT} [COMMAND]...\n       \
+                                fleetctl ssh [OPTIONS] {--machine MACHINE|--unit UNIT} [COMMAND]...")]
+    Ssh(Ssh),
+    /// Stop units; they stay placed and can be started again
+    Stop(Take),
+    /// Take units off their machines, stopping them; the cluster still knows them
+    Unload(Take),
+    /// Stop units, take them off their machines, and forget them
+    Destroy(Take),
+    /// Say why units are not what they should be
+    Explain(Explain),
+    /// Deprecated: signed units are no longer supported
+    #[command(hide = true)]
+    Verify(Ignored),
+    /// Print the version
+    Version(Ignored),
+    /// Print help, of a command or of all
+    Help {
+        /// The command
+        command: Option<String>,
+    },
+    /// Connect stdin and stdout with a unix socket (--tunnel uses this on the other end)
+    #[command(hide = true)]
+    FdForward {
+        /// The socket
+        #[arg(value_name = "SOCKET")]
+        socket: Vec<String>,
+    },
+    /// Print the script that completes fleetctl commands in a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// The directory
+        directory: PathBuf,
+    },
+}
+
+/// Arguments that the original ignores, and so do we.
+#[derive(Args, Debug)]
+pub(crate) struct Ignored {
+    #[arg(hide = true)]
+    ignored: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Table {
+    /// Do not shorten IDs and hashes
+    #[arg(short = 'l', long)]
+    pub(crate) full: bool,
+    /// Do not print the line with the names of the columns
+    #[arg(long)]
+    pub(crate) no_legend: bool,
+    #[command(flatten)]
+    ignored: Ignored,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ListMachines {
+    /// Columns: machine, ip, metadata
+    #[arg(long, value_name = "COLUMNS", default_value = "machine,ip,metadata")]
+    pub(crate) fields: String,
+    #[command(flatten)]
+    pub(crate) table: Table,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ListUnits {
+    /// Columns: unit, machine, load, active, sub, hash
+    #[arg(long, value_name = "COLUMNS", default_value = "unit,machine,active,sub")]
+    pub(crate) fields: String,
+    #[command(flatten)]
+    pub(crate) table: Table,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ListUnitFiles {
+    /// Columns: unit, hash, dstate, state, target, tmachine, global, desc, reason [default:
+    /// unit,hash,dstate,state,tmachine]
+    #[arg(long, value_name = "COLUMNS")]
+    pub(crate) fields: Option<String>,
+    #[command(flatten)]
+    pub(crate) table: Table,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct OneUnit {
+    /// The unit
+    #[arg(value_name = "UNIT")]
+    pub(crate) unit: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Replace {
+    /// Replace units that the cluster knows under these names with another file
+    #[arg(long)]
+    pub(crate) replace: bool,
+    #[arg(long, hide = true)]
+    sign: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Submit {
+    #[command(flatten)]
+    pub(crate) replace: Replace,
+    #[arg(value_name = "UNIT", help = UNITS)]
+    pub(crate) units: Vec<String>,
+}
+
+/// How long to wait.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Give up after N tries of 2 seconds each; 0: no limit
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "0",
+        allow_negative_numbers = true,
+        hide_default_value = true
+    )]
+    pub(crate) block_attempts: i64,
+    /// Give up after this long, such as 90s or 5m; 0: never [default: 30s for a unit that no
+    /// machine can take, no limit for one that systemd is working on]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Bring {
+    #[command(flatten)]
+    pub(crate) replace: Replace,
+    /// Do not wait
+    #[arg(long)]
+    pub(crate) no_block: bool,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+    #[arg(value_name = "UNIT", help = UNITS)]
+    pub(crate) units: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Take {
+    /// Do not wait
+    #[arg(long)]
+    pub(crate) no_block: bool,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+    #[arg(value_name = "UNIT", help = "Names of units; .service is added where no type stands")]
+    pub(crate) units: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Restart {
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+    #[arg(value_name = "UNIT", help = UNITS)]
+    pub(crate) units: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Status {
+    /// The original's way to the machine; the answer now comes through the API
+    #[arg(long, value_name = "PORT", default_value = "22", hide = true)]
+    ssh_port: u16,
+    #[arg(value_name = "UNIT", help = "Names of units; .service is added where no type stands")]
+    pub(crate) units: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Explain {
+    #[arg(value_name = "UNIT", help = "Names of units; .service is added where no type stands")]
+    pub(crate) units: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Journal {
+    /// How many of the last lines to show
+    #[arg(short = 'n', long, value_name = "N", default_value = "10", allow_negative_numbers = true)]
+    pub(crate) lines: i64,
+    /// Go on with new lines as they come
+    #[arg(short = 'f', long)]
+    pub(crate) follow: bool,
+    /// Form of the lines, as for journalctl: short, cat, json, …
+    #[arg(long, value_name = "FORM", default_value = "short")]
+    pub(crate) output: String,
+    /// The original's way to read the journal as root; fleetd does that anyway
+    #[arg(long, hide = true)]
+    sudo: bool,
+    #[arg(long, value_name = "PORT", default_value = "22", hide = true)]
+    ssh_port: u16,
+    /// The unit
+    #[arg(value_name = "UNIT")]
+    pub(crate) unit: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Ssh {
+    /// The machine, by the beginning of its ID
+    #[arg(short = 'm', long, default_value = "", hide_default_value = true)]
+    pub(crate) machine: String,
+    /// The unit whose machine it is to be
+    #[arg(short = 'u', long, default_value = "", hide_default_value = true)]
+    pub(crate) unit: String,
+    /// Let the machine use the ssh agent of this one
+    #[arg(short = 'A', long)]
+    pub(crate) forward_agent: bool,
+    /// TCP port of ssh
+    #[arg(long, value_name = "PORT", default_value = "22")]
+    pub(crate) ssh_port: u16,
+    /// The machine or unit, then a command and its arguments
+    #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) words: Vec<String>,
+}
+
+/// The definition, for help, completion and man pages.
+pub(crate) fn definition() -> clap::Command {
+    let mut command = Cli::command();
+    command.build();
+    command
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    crate::values::boolean(text).ok_or_else(|| "true or false is expected".to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    crate::values::duration(text).ok_or_else(|| "a duration is expected, such as 90s, 1m30s or 0".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "a number of seconds is expected".to_owned())?;
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|d| !d.is_zero())
+        .ok_or_else(|| "a number of seconds above 0 is expected".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

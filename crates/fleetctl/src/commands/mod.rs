@@ -1,0 +1,9 @@
+//! The commands, one file for each family.
+pub(crate) mod bring;
+pub(crate) mod explain;
+pub(crate) mod forward;
+pub(crate) mod journal;
+pub(crate) mod list;
+mod report;
+pub(crate) mod show;
+pub(crate) mod take;

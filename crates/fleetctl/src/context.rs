@@ -1,0 +1,215 @@
+//! What every command has at hand: the client, the flags, the way to print, the machines.
+use crate::cli::{Format, Globals};
+use crate::ssh;
+use anyhow::Result;
+use fleet_api::client::{Client, Endpoint, Error, Options};
+use fleet_api::types::{Machine, Unit};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::OnceCell;
+
+/// The exit code of a command line that makes no sense. (The original's was mostly 0.)
+pub(crate) const MISUSE: i32 = 2;
+
+/// What every command has at hand.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) globals: Globals,
+    machines: OnceCell<BTreeMap<String, Machine>>,
+    /// With `-o json`: what has been said so far, printed at the end.
+    said: Mutex<Vec<Value>>,
+}
+
+impl Context {
+    /// Makes the client. The error is the original's `Unable to initialize client: …`.
+    pub(crate) fn new(globals: Globals) -> Result<Self, String> {
+        match globals.driver.as_str() {
+            "API" => {}
+            "etcd" => {
+                return Err(
+                    "driver \"etcd\" is no longer there: fleetctl asks fleetd, give its --endpoint".into()
+                );
+            }
+            other => return Err(format!("unrecognized driver {other:?}")),
+        }
+        for file in [&globals.ca_file, &globals.cert_file, &globals.key_file].into_iter().flatten() {
+            std::fs::File::open(file).map_err(|e| format!("open {}: {}", file.display(), words(&e)))?;
+        }
+        let mut endpoints = globals.endpoint.split(',');
+        let first = endpoints.next().unwrap_or_default();
+        if endpoints.next().is_some() {
+            eprintln!("WARNING: multiple endpoints provided but only the first ({first}) is used");
+        }
+        let endpoint = Endpoint::parse(first).map_err(|error| error.to_string())?;
+        let mut options = Options {
+            request_timeout: globals.request_timeout,
+            connect_timeout: globals.request_timeout,
+            ..Options::default()
+        };
+        if globals.debug {
+            options.trace = Some(Arc::new(|line| eprintln!("DEBUG: {line}")));
+        }
+        if !globals.tunnel.is_empty() {
+            // The first answer waits for ssh to log in.
+            options.request_timeout += globals.ssh_timeout;
+            options.connector = Some(Arc::new(ssh::Tunnel::new(&globals, &endpoint)?));
+        }
+        Ok(Context {
+            client: Client::new(endpoint, options),
+            globals,
+            machines: OnceCell::new(),
+            said: Mutex::default(),
+        })
+    }
+
+    /// Whether JSON is to be printed.
+    pub(crate) fn json(&self) -> bool {
+        self.globals.format == Format::Json
+    }
+
+    /// The machines, asked for once; none when the server does not tell.
+    pub(crate) async fn machines(&self) -> &BTreeMap<String, Machine> {
+        let ask = || async {
+            let machines = self.client.machines().await.unwrap_or_default();
+            machines.into_iter().map(|machine| (machine.id.clone(), machine)).collect()
+        };
+        self.machines.get_or_init(ask).await
+    }
+
+    /// A machine as people read it: `14ffe4c3.../10.132.249.212`.
+    pub(crate) async fn legend(&self, id: &str) -> String {
+        legend(id, self.machines().await.get(id).map(|it| it.primary_ip.as_str()).unwrap_or_default(), false)
+    }
+
+    /// Says on stdout how far a unit has come: `Unit hello.service loaded on 14ffe4c3.../10.0.0.1`.
+    pub(crate) async fn say_unit(&self, name: &str, state: &str, machine_id: &str) -> Result<()> {
+        if self.json() {
+            let mut said = json!({"name": name, "currentState": state});
+            if !machine_id.is_empty() {
+                said["machineID"] = machine_id.into();
+            }
+            self.remember(said);
+            return Ok(());
+        }
+        // Global units have no current state; the original's line then ends in a blank.
+        let mut line = format!("Unit {name} {state}");
+        if !machine_id.is_empty() {
+            line.push_str(&format!(" on {}", self.legend(machine_id).await));
+        }
+        print_line(&line)
+    }
+
+    /// Says on stdout that something was set off that is not waited for.
+    pub(crate) fn say_triggered(&self, name: &str, global: bool, verb: &str) -> Result<()> {
+        if self.json() {
+            self.remember(json!({"name": name, "triggered": verb}));
+            return Ok(());
+        }
+        print_line(&format!("Triggered {}unit {name} {verb}", if global { "global " } else { "" }))
+    }
+
+    /// Says a line on stdout that has no place in JSON.
+    pub(crate) fn say(&self, line: &str) -> Result<()> {
+        if self.json() { Ok(()) } else { print_line(line) }
+    }
+
+    /// Adds to what `-o json` prints at the end.
+    pub(crate) fn remember(&self, value: Value) {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).push(value);
+    }
+
+    /// Prints what was remembered, for commands that act and were asked for JSON.
+    pub(crate) fn finish(&self) -> Result<()> {
+        let said = std::mem::take(&mut *self.said.lock().unwrap_or_else(PoisonError::into_inner));
+        if self.json() { print_json(&Value::Array(said)) } else { Ok(()) }
+    }
+
+    /// Tells of a failed request on stderr, after the words that the original has for the
+    /// situation, and gives the exit code 1.
+    pub(crate) fn fail(&self, before: &str, error: &Error, after: &str) -> i32 {
+        eprintln!("{before}{error}{after}");
+        self.hint(error);
+        1
+    }
+
+    /// Where nobody answered: says what to look at.
+    pub(crate) fn hint(&self, error: &Error) {
+        if !error.is_no_answer() {
+            return;
+        }
+        if !self.globals.tunnel.is_empty() {
+            eprintln!("Is fleetd running on {}, and fleetctl installed there?", self.globals.tunnel);
+            return;
+        }
+        match self.client.endpoint() {
+            Endpoint::Unix { path } if error.to_string().contains("permission denied") => {
+                eprintln!("Only root and the group fleet may use {}.", path.display());
+            }
+            Endpoint::Unix { path } => eprintln!(
+                "Is fleetd running here (systemctl status fleetd)? It listens on {}; --endpoint names another place.",
+                path.display()
+            ),
+            Endpoint::Http { .. } | Endpoint::Other { .. } => {
+                eprintln!("Is fleetd running there, and does it listen on this address (--endpoint)?");
+            }
+        }
+    }
+}
+
+/// A machine as people read it: `14ffe4c3.../10.132.249.212`; with its whole ID if `full`.
+pub(crate) fn legend(id: &str, ip: &str, full: bool) -> String {
+    let shown = if full { id.to_owned() } else { format!("{}...", id.chars().take(8).collect::<String>()) };
+    if ip.is_empty() { shown } else { format!("{shown}/{ip}") }
+}
+
+/// Whether a unit is to run on every machine that fits.
+pub(crate) fn is_global(unit: &Unit) -> bool {
+    let Ok(name) = fleet_unit::UnitName::parse(&unit.name) else { return false };
+    let Ok(file) = fleet_api::client::file_of_options(&unit.options) else { return false };
+    fleet_unit::Requirements::of(&name, &file).is_ok_and(|requirements| requirements.global)
+}
+
+/// An error of the system in the form of the original: `no such file or directory`.
+pub(crate) fn words(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
+}
+
+/// Prints a line on stdout. Unlike `println!` it does not panic when nobody reads.
+pub(crate) fn print_line(line: &str) -> Result<()> {
+    print(format!("{line}\n").as_bytes())
+}
+
+/// Prints on stdout at once.
+pub(crate) fn print(bytes: &[u8]) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(bytes)?;
+    Ok(stdout.flush()?)
+}
+
+/// Prints JSON on stdout.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    print_line(&serde_json::to_string_pretty(value)?)
+}
+
+/// Where the command is used wrongly: says so and gives the exit code for it.
+pub(crate) fn misused(text: &str) -> Result<i32> {
+    eprintln!("{text}");
+    Ok(MISUSE)
+}
+
+/// The names that arguments stand for, each once, in order.
+pub(crate) fn names(arguments: &[String]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for argument in arguments {
+        let name = fleet_unit::name::from_argument(argument);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}

@@ -1,0 +1,60 @@
+//! Values of flags as Go writes them.
+use std::time::Duration;
+
+/// A boolean by Go's `strconv.ParseBool`.
+pub(crate) fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// A duration by Go's `time.ParseDuration` (`1h2m3.5s`), or a plain number of seconds.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).ok();
+    }
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let unit_at = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, tail) = rest.split_at(unit_at);
+        let unit_end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_end);
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        let part = Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
+        total = total.checked_add(part)?;
+        rest = tail;
+    }
+    (!text.is_empty()).then_some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn booleans() {
+        assert_eq!(boolean("T"), Some(true));
+        assert_eq!(boolean("False"), Some(false));
+        assert_eq!(["yes", "tRUE", "", "maybe"].map(boolean), [None; 4]);
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("1h2m3.5s"), Some(Duration::from_millis(3_723_500)));
+        assert_eq!(duration("250ms"), Some(Duration::from_millis(250)));
+        assert_eq!(duration("0"), Some(Duration::ZERO));
+        assert_eq!(duration("1.5"), Some(Duration::from_millis(1500)));
+        for bad in ["", "s", "5x", "1.2.3s", "-1s", "-1", "1m2", "inf", "NaN", "99999999999999999999h"] {
+            assert_eq!(duration(bad), None, "{bad}");
+        }
+    }
+}
