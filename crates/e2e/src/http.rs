@@ -75,7 +75,7 @@ impl Http {
     }
 
     /// The lines of an event stream.
-    pub fn events(&self, query: &str) -> Result<impl Iterator<Item = Result<String>>> {
+    pub fn events(&self, query: &str) -> Result<impl Iterator<Item = Result<String>> + use<>> {
         let mut stream = self.connect()?;
         write!(stream, "GET /fleet/v1/events{query} HTTP/1.0\r\nHost: fleet\r\n\r\n")?;
         Ok(BufReader::new(stream).lines().map(|line| Ok(line?)))

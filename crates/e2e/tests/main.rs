@@ -1,5 +1,6 @@
 //! End-to-end tests: the real programs on real systemd hosts. They need root and the packages that
 //! `cargo xtask test` installs.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod api;
 mod bad_input;

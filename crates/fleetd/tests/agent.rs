@@ -1,4 +1,5 @@
 //! The agent against a systemd in memory: what it does, and above all what it must never do.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use fleet_cluster::model::*;
 use fleet_link::{AgentEnd, FromAgent, Hello, ServerEnd, ToAgent};

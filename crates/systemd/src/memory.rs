@@ -22,7 +22,7 @@ pub enum Behaviour {
 struct Unit {
     file: Option<Arc<str>>,
     loaded: Option<Arc<str>>,
-    active: Active,
+    active: Phase,
     start: Behaviour,
     stop: Behaviour,
     refuse_install: Option<Error>,
@@ -33,7 +33,7 @@ struct Unit {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Active {
+enum Phase {
     #[default]
     Inactive,
     Activating,
@@ -110,7 +110,7 @@ impl MemorySystemd {
 
     /// The unit's process ends.
     pub fn die(&self, unit: &UnitName) {
-        self.edit(unit, |unit| unit.active = Active::Failed);
+        self.edit(unit, |unit| unit.active = Phase::Failed);
         self.notify(unit);
     }
 
@@ -179,13 +179,13 @@ impl MemorySystemd {
     }
 }
 
-fn words(active: Active) -> (&'static str, &'static str) {
+fn words(active: Phase) -> (&'static str, &'static str) {
     match active {
-        Active::Inactive => ("inactive", "dead"),
-        Active::Activating => ("activating", "start"),
-        Active::Active => ("active", "running"),
-        Active::Deactivating => ("deactivating", "stop-sigterm"),
-        Active::Failed => ("failed", "failed"),
+        Phase::Inactive => ("inactive", "dead"),
+        Phase::Activating => ("activating", "start"),
+        Phase::Active => ("active", "running"),
+        Phase::Deactivating => ("deactivating", "stop-sigterm"),
+        Phase::Failed => ("failed", "failed"),
     }
 }
 
@@ -218,8 +218,8 @@ impl Systemd for MemorySystemd {
             self.reachable()?;
             self.edit(name, |unit| {
                 unit.file = None;
-                if unit.active == Active::Failed {
-                    unit.active = Active::Inactive;
+                if unit.active == Phase::Failed {
+                    unit.active = Phase::Inactive;
                 }
             });
             Ok(())
@@ -251,9 +251,9 @@ impl Systemd for MemorySystemd {
             let file = unit.file.clone()?;
             unit.loaded.get_or_insert(file);
             unit.job += 1;
-            if unit.active != Active::Active {
+            if unit.active != Phase::Active {
                 unit.starts += 1;
-                unit.active = Active::Activating;
+                unit.active = Phase::Activating;
             }
             Some(unit.job)
         });
@@ -264,7 +264,7 @@ impl Systemd for MemorySystemd {
         }
         let failed = self.edit(name, |unit| {
             let failed = unit.start == Behaviour::Fails;
-            unit.active = if failed { Active::Failed } else { Active::Active };
+            unit.active = if failed { Phase::Failed } else { Phase::Active };
             failed
         });
         self.notify(name);
@@ -275,9 +275,9 @@ impl Systemd for MemorySystemd {
         self.reachable()?;
         let number = self.edit(name, |unit| {
             unit.job += 1;
-            if !matches!(unit.active, Active::Inactive | Active::Failed) {
+            if !matches!(unit.active, Phase::Inactive | Phase::Failed) {
                 unit.stops += 1;
-                unit.active = Active::Deactivating;
+                unit.active = Phase::Deactivating;
             }
             unit.job
         });
@@ -286,7 +286,7 @@ impl Systemd for MemorySystemd {
             return Ok(JobResult::Canceled);
         }
         self.edit(name, |unit| {
-            unit.active = Active::Inactive;
+            unit.active = Phase::Inactive;
             unit.loaded = None;
         });
         self.notify(name);

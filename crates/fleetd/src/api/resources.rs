@@ -115,7 +115,8 @@ impl<S: Store> Api<S> {
 
     async fn put_unit(&self, path_name: &str, request: Request<Incoming>) -> Result<Answer, Answer> {
         let bad = |message: String| failure(StatusCode::BAD_REQUEST, &message);
-        check_content_type(request.headers())?;
+        check_content_type(request.headers())
+            .map_err(|message| failure(StatusCode::UNSUPPORTED_MEDIA_TYPE, &message))?;
         let body = decode::unit(&read_body(request.into_body()).await?).map_err(bad)?;
         if !body.name.is_empty() && body.name != path_name {
             return Err(bad(format!(
@@ -211,17 +212,16 @@ fn read_file(options: Vec<types::UnitOption>, text: &str) -> Result<Option<UnitF
     Ok(if from_text.options().is_empty() { None } else { Some(from_text) })
 }
 
-fn check_content_type(headers: &HeaderMap) -> Result<(), Answer> {
-    let unsupported = |message: &str| Err(failure(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+fn check_content_type(headers: &HeaderMap) -> Result<(), String> {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
-    let Some(value) = values.next() else { return unsupported("expected 1 Content-Type, got 0") };
+    let Some(value) = values.next() else { return Err("expected 1 Content-Type, got 0".to_owned()) };
     let more = values.count();
     if more > 0 {
-        return unsupported(&format!("expected 1 Content-Type, got {}", more + 1));
+        return Err(format!("expected 1 Content-Type, got {}", more + 1));
     }
     let media_type = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if media_type != "application/json" {
-        return unsupported("only acceptable Content-Type is application/json");
+        return Err("only acceptable Content-Type is application/json".to_owned());
     }
     Ok(())
 }
