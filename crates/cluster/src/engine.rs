@@ -69,10 +69,31 @@ const FEW: usize = 16;
 struct Batch<'v> {
     view: &'v View,
     plan: Plan<'v>,
-    /// Units still to look at.
-    queue: BTreeSet<UnitName>,
+    /// Units still to look at, those that others follow first, so that each has to move but once.
+    queue: BTreeSet<(usize, UnitName)>,
     decided: BTreeSet<UnitName>,
     decisions: Vec<Decision>,
+}
+
+impl Batch<'_> {
+    fn push(&mut self, name: UnitName) {
+        self.queue.insert((rank(self.view, &name), name));
+    }
+}
+
+/// How many units stand one after the other before this one by MachineOf, up to a bound: longer chains, and circles,
+/// come last.
+fn rank(view: &View, name: &UnitName) -> usize {
+    const MOST: usize = 32;
+    let targets = |name: &UnitName| view.unit(name).map_or(&[][..], |unit| &unit.requirements.machine_of);
+    let mut level: BTreeSet<&str> = targets(name).iter().map(String::as_str).collect();
+    let mut rank = 0;
+    while !level.is_empty() && rank < MOST {
+        rank += 1;
+        let known = level.into_iter().filter_map(|name| view.unit_named(name));
+        level = known.flat_map(|(_, unit)| &unit.requirements.machine_of).map(String::as_str).collect();
+    }
+    rank
 }
 
 impl Engine {
@@ -118,26 +139,20 @@ impl Engine {
         let mut batch = Batch {
             view,
             plan: Plan::new(view),
-            queue: std::mem::take(&mut self.marked),
+            queue: BTreeSet::new(),
             decided: BTreeSet::new(),
             decisions: Vec::new(),
         };
-        while batch.decisions.len() < limit {
-            if let Some(name) = batch.queue.pop_first() {
-                for name in targets_first(view, &mut batch.queue, name) {
-                    if batch.decisions.len() < limit {
-                        self.look_at(&mut batch, name);
-                    } else {
-                        batch.queue.insert(name);
-                    }
-                }
-            } else if !self.room.is_empty() {
-                self.use_room(&mut batch, limit);
-            } else {
-                break;
-            }
+        for name in std::mem::take(&mut self.marked) {
+            batch.push(name);
         }
-        self.marked.extend(batch.queue);
+        self.offer_room(&mut batch);
+        while batch.decisions.len() < limit
+            && let Some((_, name)) = batch.queue.pop_first()
+        {
+            self.look_at(&mut batch, name);
+        }
+        self.marked.extend(batch.queue.into_iter().map(|(_, name)| name));
         let proposed =
             batch.decisions.iter().map(|decision| (decision.unit.clone(), decision.machine.clone()));
         self.proposed = proposed.collect();
@@ -146,11 +161,8 @@ impl Engine {
 
     /// When [`decide`](Self::decide) has to be called again though nothing changed, if ever.
     pub fn wake_at(&self) -> Option<Time> {
-        let work = self.fresh
-            || !self.marked.is_empty()
-            || !self.machines.is_empty()
-            || !self.wanted.is_empty()
-            || !self.room.is_empty();
+        let work =
+            self.fresh || !self.marked.is_empty() || !self.machines.is_empty() || !self.wanted.is_empty();
         if work {
             return Some(self.now);
         }
@@ -177,16 +189,17 @@ impl Engine {
         }
         for (id, names) in wanted {
             for name in names {
-                let held = view.site(&id).held.contains(&name);
-                let own = proposed.get(&name).is_some_and(|to| to.as_ref() == Some(&id));
                 self.marked.extend(view.followers(&name).cloned());
+                let site = view.site(&id);
+                let held = site.held.contains(&name);
+                let own = proposed.get(&name).is_some_and(|to| to.as_ref() == Some(&id));
+                // What was decided just now fits already.
                 if !(held && own) {
                     self.room.insert(id.clone());
-                }
-                if let Some(unit) = view.unit(&name).filter(|_| held)
-                    && !(unit.requirements.conflicts.is_empty() && unit.requirements.replaces.is_empty())
-                {
-                    self.marked.extend(view.site(&id).held.iter().cloned());
+                    self.marked.extend(site.picky.iter().cloned());
+                    if site.picky.contains(&name) || site.replacers.contains(&name) {
+                        self.marked.extend(site.held.iter().cloned());
+                    }
                 }
                 self.marked.insert(name);
             }
@@ -202,25 +215,24 @@ impl Engine {
         }
     }
 
-    /// Tries waiting units on the machines where there is room now.
-    fn use_room(&mut self, batch: &mut Batch<'_>, limit: usize) {
+    /// Puts the waiting units for which there is room now into the queue, among the others: the order in which units
+    /// are placed does not depend on which of them waited.
+    fn offer_room(&mut self, batch: &mut Batch<'_>) {
         let mut room = std::mem::take(&mut self.room);
         room.retain(|id| batch.view.machine(id).is_some());
         if room.len() > FEW {
-            batch.queue.append(&mut self.waiting);
-            return;
-        }
-        if room.is_empty() {
-            return;
-        }
-        for name in self.waiting.clone() {
-            if batch.decisions.len() >= limit {
-                self.room.append(&mut room);
-                return;
+            for name in std::mem::take(&mut self.waiting) {
+                batch.push(name);
             }
-            let Some(unit) = placeable(batch.view, &name) else { continue };
-            if batch.plan.find_among(room.iter(), &name, unit).is_some() {
-                self.look_at(batch, name);
+        } else if !room.is_empty() {
+            let fits = |name: &UnitName| {
+                let unit = placeable(batch.view, name);
+                unit.is_some_and(|unit| batch.plan.find_among(room.iter(), name, unit).is_some())
+            };
+            let fitting: Vec<_> = self.waiting.iter().filter(|name| fits(name)).cloned().collect();
+            for name in fitting {
+                self.waiting.remove(&name);
+                batch.push(name);
             }
         }
     }
@@ -280,18 +292,23 @@ impl Engine {
         let view = batch.view;
         let from = batch.plan.place_of(name.as_str()).map(|(machine, _)| machine.clone());
         let globals = batch.plan.relocate(&name, to.as_ref());
-        batch.queue.extend(view.followers(&name).cloned());
+        for follower in view.followers(&name) {
+            batch.push(follower.clone());
+        }
         self.room.extend(from);
         for (id, names) in globals {
-            for global in names {
-                batch.queue.extend(view.followers(&global).cloned());
+            for follower in names.iter().flat_map(|global| view.followers(global)) {
+                batch.push(follower.clone());
             }
             self.room.insert(id);
         }
-        let replacer = view.unit(&name).is_some_and(|unit| !unit.requirements.replaces.is_empty());
-        if let Some(to) = to.as_ref().filter(|_| replacer) {
+        if let Some(to) = to.as_ref().filter(|to| batch.plan.site(to).replacers.contains(&name)) {
             let held = batch.plan.site(to).held.iter();
-            batch.queue.extend(held.filter(|other| replaces(view, &name, other).is_some()).cloned());
+            let replaced: Vec<_> =
+                held.filter(|other| replaces(view, &name, other).is_some()).cloned().collect();
+            for other in replaced {
+                batch.push(other);
+            }
         }
         batch.decided.insert(name.clone());
         batch.decisions.push(Decision {
@@ -301,6 +318,7 @@ impl Engine {
             machine: to,
             reason,
         });
+        self.offer_room(batch);
     }
 }
 
@@ -318,17 +336,5 @@ fn why_off(view: &View, name: &UnitName) -> String {
     }
 }
 
-/// A unit, preceded by those it follows (MachineOf), as far as they are in the queue, too: they are taken
-/// out of it.
-fn targets_first(view: &View, queue: &mut BTreeSet<UnitName>, name: UnitName) -> Vec<UnitName> {
-    let mut order = Vec::new();
-    let mut open = vec![name];
-    while let Some(name) = open.last() {
-        let targets = view.unit(name).map_or(&[][..], |unit| &unit.requirements.machine_of);
-        match targets.iter().find_map(|target| queue.take(target.as_str())) {
-            Some(target) => open.push(target),
-            None => order.extend(open.pop()),
-        }
-    }
-    order
-}
+#[cfg(test)]
+mod tests;

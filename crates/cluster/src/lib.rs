@@ -13,4 +13,6 @@ pub mod model;
 pub mod placement;
 mod plan;
 mod site;
+#[cfg(test)]
+mod testing;
 pub mod view;

@@ -5,7 +5,8 @@
 //! - MachineID: the machine's whole ID, or its first 8 digits, as the original took them.
 //! - MachineMetadata: for every key named, the machine has one of the values named for it.
 //! - MachineOf: every unit named is placed on that machine, or is Global and wanted there. A unit that is not
-//!   placed keeps its followers off, so units that follow each other in a circle are never placed.
+//!   placed keeps its followers off. Units that follow each other in a circle are not placed at all, even if
+//!   some of them are somewhere from before: they would chase each other.
 //! - Conflicts: neither unit may name the other by a pattern. Who is there first stays. If a unit that is placed
 //!   comes to conflict because its file changed, it is the one that names the other that has to go; if both name
 //!   each other, the one placed later, then the one with the greater name. A Global unit gives way to any unit that
@@ -71,6 +72,12 @@ pub enum Misfit {
     TargetNotHere {
         /// The unit named.
         target: UnitName,
+    },
+    /// A unit that MachineOf names follows, directly or not, this one in turn.
+    #[error("{target} in turn has to be where this unit is (MachineOf)")]
+    Circle {
+        /// The unit named.
+        target: String,
     },
     /// A unit there conflicts with it, or it with that.
     #[error("{}", conflict_text(.with, .pattern, *.theirs))]
@@ -196,6 +203,9 @@ pub(crate) fn suits(
         }
     }
     let stays = site.held.contains(name);
+    if let Some(target) = in_circle(view, name, unit).filter(|_| !stays) {
+        return Err(Misfit::Circle { target: target.to_owned() });
+    }
     let clash = |other: &UnitName, theirs_only: bool| {
         let own = if theirs_only { None } else { conflict(unit, other) };
         let theirs = view.unit(other).and_then(|unit| conflict(unit, name));
@@ -250,6 +260,26 @@ fn target_misfit(places: &impl Places, target: &str) -> Misfit {
     }
 }
 
+/// The unit named in MachineOf that in turn follows this one, if there is one.
+fn in_circle<'a>(view: &View, name: &UnitName, unit: &'a Unit) -> Option<&'a str> {
+    view.followers(name).next()?;
+    unit.requirements.machine_of.iter().map(String::as_str).find(|target| follows(view, target, name))
+}
+
+/// Whether a unit is, or has to be where, directly or not, another one is.
+fn follows(view: &View, name: &str, other: &UnitName) -> bool {
+    let mut seen = BTreeSet::from([name]);
+    let mut open = vec![name];
+    while let Some(name) = open.pop() {
+        if name == other.as_str() {
+            return true;
+        }
+        let targets = view.unit_named(name).map_or(&[][..], |(_, unit)| &unit.requirements.machine_of);
+        open.extend(targets.iter().map(String::as_str).filter(|target| seen.insert(target)));
+    }
+    false
+}
+
 /// Of two units that are both on a machine and conflict, whether this one has to go. `own`: it names the other;
 /// `theirs`: the other names it.
 fn yields(places: &impl Places, name: &UnitName, other: &UnitName, own: bool, theirs: bool) -> bool {
@@ -298,3 +328,6 @@ fn decides_over(view: &View, name: &UnitName, other: &UnitName) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,8 @@ use fleet_unit::UnitName;
 use std::collections::{BTreeMap, BTreeSet};
 
 mod check;
+#[cfg(test)]
+mod tests;
 
 /// The view: a value built of [`Change`]s.
 #[derive(Clone, Debug, Default)]
