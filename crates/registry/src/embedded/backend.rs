@@ -49,10 +49,6 @@ impl Health {
         }
         result
     }
-    #[cfg(test)]
-    fn fault(&self, call: faults::Call) -> io::Result<()> {
-        self.faults.hit(call)
-    }
 }
 
 /// The file, with its errors noted in a [`Health`].
@@ -78,17 +74,17 @@ impl StorageBackend for Watched {
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         #[cfg(test)]
-        self.health.note(self.health.fault(faults::Call::Write), false)?;
+        self.health.note(self.health.faults.hit(&faults::Call::SetLen(len)), false)?;
         self.health.note(self.file.set_len(len), false)
     }
     fn sync_data(&self) -> io::Result<()> {
         #[cfg(test)]
-        self.health.note(self.health.fault(faults::Call::Sync), true)?;
+        self.health.note(self.health.faults.hit(&faults::Call::Sync), true)?;
         self.health.note(self.file.sync_data(), true)
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         #[cfg(test)]
-        self.health.note(self.health.fault(faults::Call::Write), false)?;
+        self.health.note(self.health.faults.hit(&faults::Call::Write(offset, data)), false)?;
         self.health.note(self.file.write_all_at(data, offset), false)
     }
 }
@@ -237,38 +233,73 @@ impl StorageBackend for Overlay {
     }
 }
 
-/// Makes the file fail on purpose.
+/// Makes the file fail on purpose, and remembers what was done to it.
 #[cfg(test)]
 pub(super) mod faults {
     use std::{io, sync::Mutex};
 
+    /// A call that changes the file.
+    pub(crate) enum Call<'a> {
+        Write(u64, &'a [u8]),
+        SetLen(u64),
+        Sync,
+    }
+
+    /// A call as it was made.
+    #[derive(Clone, Debug)]
+    pub(crate) enum Made {
+        Write(u64, Vec<u8>),
+        SetLen(u64),
+        Sync,
+    }
+
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(crate) enum Call {
+    pub(crate) enum Kind {
+        /// Writes and changes of the length.
         Write,
         Sync,
     }
 
-    /// From which call on, counted from now, which error.
     #[derive(Debug, Default)]
-    pub(crate) struct Faults(Mutex<Option<(Call, u64, io::ErrorKind)>>);
+    pub(crate) struct Faults {
+        fail: Mutex<Option<(Kind, u64, io::ErrorKind)>>,
+        record: Mutex<Option<Vec<Made>>>,
+    }
 
     impl Faults {
         /// After `good` more calls of this kind all fail.
-        pub(crate) fn fail(&self, call: Call, good: u64, kind: io::ErrorKind) {
-            *self.0.lock().unwrap() = Some((call, good, kind));
+        pub(crate) fn fail(&self, kind: Kind, good: u64, error: io::ErrorKind) {
+            *self.fail.lock().unwrap() = Some((kind, good, error));
         }
         pub(crate) fn heal(&self) {
-            *self.0.lock().unwrap() = None;
+            *self.fail.lock().unwrap() = None;
         }
-        pub(super) fn hit(&self, call: Call) -> io::Result<()> {
-            match &mut *self.0.lock().unwrap() {
-                Some((c, 0, kind)) if *c == call => Err((*kind).into()),
-                Some((c, good, _)) if *c == call => {
-                    *good -= 1;
-                    Ok(())
-                }
-                _ => Ok(()),
+        /// From now on all calls are remembered.
+        pub(crate) fn record(&self) {
+            *self.record.lock().unwrap() = Some(Vec::new());
+        }
+        /// How many calls have been remembered.
+        pub(crate) fn recorded(&self) -> usize {
+            self.record.lock().unwrap().as_ref().unwrap().len()
+        }
+        pub(crate) fn take_record(&self) -> Vec<Made> {
+            self.record.lock().unwrap().take().unwrap()
+        }
+        pub(super) fn hit(&self, call: &Call<'_>) -> io::Result<()> {
+            let kind = if matches!(call, Call::Sync) { Kind::Sync } else { Kind::Write };
+            match &mut *self.fail.lock().unwrap() {
+                Some((k, 0, error)) if *k == kind => return Err((*error).into()),
+                Some((k, good, _)) if *k == kind => *good -= 1,
+                _ => {}
             }
+            if let Some(record) = &mut *self.record.lock().unwrap() {
+                record.push(match call {
+                    Call::Write(offset, data) => Made::Write(*offset, data.to_vec()),
+                    Call::SetLen(length) => Made::SetLen(*length),
+                    Call::Sync => Made::Sync,
+                });
+            }
+            Ok(())
         }
     }
 }

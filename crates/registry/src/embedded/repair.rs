@@ -2,7 +2,7 @@
 //!
 //! The damaged file itself is never written to: redb works on an [`Overlay`]. Records whose checksum is
 //! right are taken from the file; only where the file can't be read is the backup asked, so that a unit
-//! destroyed since the backup does not come back.
+//! destroyed since the backup does not come back, unless it stood next to the damage.
 use super::{
     backend::{Health, Overlay},
     backup::{self, Backup},
@@ -30,6 +30,8 @@ use std::{
 const JUMP: Revision = 1 << 32;
 /// The most keys named in a report.
 const NAMED: usize = 20;
+/// After so many damaged records without a good one between them, the pages lead nowhere.
+const MOST_WRONG: usize = 100_000;
 
 /// What a check found. Display is text for the user.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +102,7 @@ impl fmt::Display for RepairReport {
             write!(f, ", {} restored from the backup, which is {} old", self.restored, Age(age))?;
         }
         for key in self.lost.iter().take(NAMED) {
-            write!(f, "\nlost: {key}")?;
+            write!(f, "\nlost: {key:?}")?;
         }
         if let Some(more @ 1..) = self.lost.len().checked_sub(NAMED) {
             write!(f, "\nlost: {more} more")?;
@@ -140,8 +142,8 @@ pub fn check(directory: &Path) -> Result<Report, OpenError> {
             if let Some(found) = salvage(directory, &BTreeSet::new())? {
                 report.records = found.records.len();
                 report.cluster = found.meta.map(|m| m.cluster);
-                let named = found.wrong.iter().take(NAMED);
-                report.problems.extend(named.map(|key| format!("the record {key} has a wrong checksum")));
+                let wrong = found.gaps.iter().filter_map(|g| g.wrong.as_ref()).flatten().take(NAMED);
+                report.problems.extend(wrong.map(|key| format!("the record {key:?} has a wrong checksum")));
             }
         }
         Err(e) => return Err(e),
@@ -248,12 +250,30 @@ fn inspect(directory: &Path, file: File) -> Result<(Meta, Vec<Record>), OpenErro
 struct Found {
     meta: Option<Meta>,
     records: BTreeMap<Arc<str>, Record>,
-    /// Keys whose record has a wrong checksum.
-    wrong: BTreeSet<String>,
-    /// Keys of the backup that stand where the file can't be read.
-    unreadable: BTreeSet<Arc<str>>,
-    /// The file could not be read from end to end.
-    gap: bool,
+    /// Where something can't be read.
+    gaps: Vec<Gap>,
+}
+
+/// A stretch of the file, between two records that can be read, in which others can't be.
+#[derive(Debug)]
+struct Gap {
+    after: Option<Arc<str>>,
+    before: Option<Arc<str>>,
+    /// The keys of records with a wrong checksum in it, as far as they can be made out; `None` when there
+    /// may be others. It may be the key that is damaged, so they are only a hint.
+    wrong: Option<Vec<String>>,
+}
+
+impl Gap {
+    fn holds(&self, key: &Arc<str>) -> bool {
+        self.after.as_ref().is_none_or(|a| key > a) && self.before.as_ref().is_none_or(|b| key < b)
+    }
+}
+
+impl Found {
+    fn is_whole(&self) -> bool {
+        self.gaps.iter().all(|g| g.wrong.is_some())
+    }
 }
 
 /// Reads what can be read of a damaged file: `None` when that is nothing. `hints` are keys that may be in
@@ -271,7 +291,7 @@ fn salvage(directory: &Path, hints: &BTreeSet<Arc<str>>) -> Result<Option<Found>
         ways.push(read_all(&db, hints));
     }
     for previous in [false, true] {
-        if ways.iter().any(|w| !w.gap) {
+        if ways.iter().any(Found::is_whole) {
             break;
         }
         let overlay = overlay()?;
@@ -286,10 +306,11 @@ fn salvage(directory: &Path, hints: &BTreeSet<Arc<str>>) -> Result<Option<Found>
         }
     }
     ways.retain(|w| w.meta.is_some() || !w.records.is_empty());
-    // The newest state comes first, and a whole one before one with gaps.
-    let whole = ways.iter().position(|w| !w.gap);
-    let most = || (0..ways.len()).rev().max_by_key(|i| ways[*i].records.len());
-    let best = whole.or_else(most);
+    // The states come newest first. One commit back is better than a part missing; of states with gaps an
+    // older one has to have a good deal more.
+    let most = ways.iter().map(|w| w.records.len()).max().unwrap_or(0);
+    let whole = ways.iter().position(Found::is_whole);
+    let best = whole.or_else(|| ways.iter().position(|w| w.records.len() >= most - most / 10));
     Ok(best.map(|i| ways.swap_remove(i)))
 }
 
@@ -302,32 +323,22 @@ fn read_all(db: &impl ReadableDatabase, hints: &BTreeSet<Arc<str>>) -> Found {
     }
     let mut found = Found { meta: quietly(|| disk::read_meta(db)).flatten(), ..Found::default() };
     let Some(table) = quietly(|| records_table(db)) else {
-        found.gap = true;
-        found.unreadable = hints.clone();
+        found.gaps.push(Gap { after: None, before: None, wrong: None });
         return found;
     };
-    let (end, mut whole) = found.run(&table, Bound::Unbounded, false);
+    let (after, whole) = found.run(&table, Bound::Unbounded, false);
     if whole {
         return found;
     }
-    found.gap = true;
-    let (mut position, end) = (end, found.run(&table, Bound::Unbounded, true).0);
-    for hint in hints {
-        let before = position.as_ref().is_some_and(|p| hint <= p);
-        let behind = end.as_ref().is_some_and(|e| hint >= e);
-        if before || behind {
-            continue;
-        }
-        let (last, all) = found.run(&table, Bound::Included(hint), false);
-        whole = all;
-        if last.is_none() && !whole {
-            found.unreadable.insert(hint.clone());
-        }
-        position = last.or(position);
-        if whole {
-            break;
+    let (before, _) = found.run(&table, Bound::Unbounded, true);
+    let gap = Gap { after, before, wrong: None };
+    let mut position: Option<Arc<str>> = None;
+    for hint in hints.iter().filter(|h| gap.holds(h)) {
+        if position.as_ref().is_none_or(|p| hint > p) {
+            position = found.run(&table, Bound::Included(hint), false).0.or(position);
         }
     }
+    found.gaps.push(gap);
     found
 }
 
@@ -336,33 +347,52 @@ impl Found {
     /// key read, and whether the end was reached.
     fn run(&mut self, table: &Records, from: Bound<&str>, backwards: bool) -> (Option<Arc<str>>, bool) {
         let mut last: Option<Arc<str>> = None;
+        let mut wrong: Vec<String> = Vec::new();
         let range = catch_unwind(AssertUnwindSafe(|| table.range::<&str>((from, Bound::Unbounded))));
         let Ok(Ok(mut range)) = range else { return (None, false) };
-        loop {
+        let whole = loop {
             let row = catch_unwind(AssertUnwindSafe(|| {
                 let row = if backwards { range.next_back() } else { range.next() };
                 row.map(|row| {
                     row.map(|(key, bytes)| {
-                        (Arc::<str>::from(key.value()), decode(key.value(), bytes.value()))
+                        decode(key.value(), bytes.value()).ok_or_else(|| key.value().to_owned())
                     })
                 })
             }));
-            let (key, record) = match row {
-                Ok(None) => return (last, true),
-                Ok(Some(Ok(row))) => row,
-                Ok(Some(Err(_))) | Err(_) => return (last, false),
+            let record = match row {
+                Ok(None) => break true,
+                Ok(Some(Ok(Ok(record)))) => record,
+                Ok(Some(Ok(Err(key)))) if wrong.len() < MOST_WRONG => {
+                    wrong.push(key);
+                    continue;
+                }
+                _ => break false,
             };
+            let order = last.as_ref().map(|last| record.key.cmp(last));
             // Damaged pages may lead round in a circle.
-            let order =
-                last.as_ref().map(|last| if backwards { key.cmp(last).reverse() } else { key.cmp(last) });
-            if order.is_some_and(|o| o.is_le()) {
-                return (last, false);
+            if order.is_some_and(|o| if backwards { o.is_ge() } else { o.is_le() }) {
+                break false;
             }
-            match record {
-                Some(record) => drop(self.records.insert(key.clone(), record)),
-                None => drop(self.wrong.insert(key.to_string())),
-            }
-            last = Some(key);
+            self.note(backwards, last.replace(record.key.clone()), last.clone(), &mut wrong);
+            self.records.insert(record.key.clone(), record);
+        };
+        // What follows the last record when the end was not reached belongs to a larger gap.
+        if whole {
+            self.note(backwards, last.clone(), None, &mut wrong);
+        }
+        (last, whole)
+    }
+
+    fn note(
+        &mut self,
+        backwards: bool,
+        one: Option<Arc<str>>,
+        other: Option<Arc<str>>,
+        wrong: &mut Vec<String>,
+    ) {
+        if !wrong.is_empty() {
+            let (after, before) = if backwards { (other, one) } else { (one, other) };
+            self.gaps.push(Gap { after, before, wrong: Some(std::mem::take(wrong)) });
         }
     }
 }
@@ -374,26 +404,36 @@ fn merge(
 ) -> Result<(RepairReport, Meta, Vec<Record>), OpenError> {
     let mut report = RepairReport::nothing();
     let no_file = found.is_none();
-    let found = found.unwrap_or_default();
-    let (mut records, mut wrong) = (found.records, found.wrong);
+    let Found { meta, mut records, gaps } = found.unwrap_or_else(|| Found {
+        gaps: vec![Gap { after: None, before: None, wrong: None }],
+        ..Found::default()
+    });
     report.kept = records.len();
-    report.incomplete = found.gap || no_file || found.meta.is_none();
-    let mut metas: Vec<Meta> = found.meta.into_iter().collect();
+    report.incomplete = meta.is_none() || gaps.iter().any(|g| g.wrong.is_none());
+    let mut metas: Vec<Meta> = meta.into_iter().collect();
+    let mut restored: BTreeMap<Arc<str>, Record> = BTreeMap::new();
     if let Some(backup) = backup {
         report.incomplete |= no_file && !backup.is_whole();
         let age = backup.header.age();
         for record in backup.records {
-            let asked = no_file || found.unreadable.contains(&record.key) || wrong.contains(&*record.key);
-            if asked && !records.contains_key(&record.key) {
-                wrong.remove(&*record.key);
-                records.insert(record.key.clone(), record);
-                report.restored += 1;
+            if gaps.iter().any(|g| g.holds(&record.key)) && !records.contains_key(&record.key) {
+                restored.insert(record.key.clone(), record);
                 report.backup_age = Some(age);
             }
         }
         metas.push(backup.header.meta);
     }
-    report.lost = wrong.into_iter().collect();
+    report.restored = restored.len();
+    let mut lost = BTreeSet::new();
+    for gap in &gaps {
+        let wrong = gap.wrong.iter().flatten();
+        let again = restored.keys().filter(|k| gap.holds(k)).count();
+        if again < gap.wrong.as_ref().map_or(0, Vec::len) {
+            lost.extend(wrong.filter(|k| !restored.contains_key(k.as_str())).cloned());
+        }
+    }
+    report.lost = lost.into_iter().collect();
+    records.extend(restored);
     let given = metas.iter().map(|m| m.ceiling).chain(records.values().map(|r| r.revision));
     let ceiling = given.max().unwrap_or(0).saturating_add(JUMP);
     let cluster = match metas.into_iter().next() {

@@ -1,9 +1,12 @@
 //! Tests of the embedded store.
 use super::{
-    backend::faults::{Call, Faults},
+    backend::faults::{Faults, Kind, Made},
     *,
 };
 use crate::conformance;
+
+mod damage;
+
 use std::{fs, io::ErrorKind};
 
 /// A store in a directory that goes with the test.
@@ -312,22 +315,131 @@ async fn survives(break_it: impl Fn(&Faults)) {
 #[tokio::test]
 async fn survives_a_full_disk() {
     for good in 0..12 {
-        survives(|faults| faults.fail(Call::Write, good % 3, ErrorKind::StorageFull)).await;
+        survives(|faults| faults.fail(Kind::Write, good % 3, ErrorKind::StorageFull)).await;
     }
 }
 
 #[tokio::test]
 async fn survives_failing_syncs() {
-    survives(|faults| faults.fail(Call::Sync, 0, ErrorKind::Other)).await;
+    survives(|faults| faults.fail(Kind::Sync, 0, ErrorKind::Other)).await;
 }
 
 #[tokio::test]
 async fn a_full_disk_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let (store, health) = failing(directory.path());
-    health.faults.fail(Call::Write, 0, ErrorKind::StorageFull);
+    health.faults.fail(Kind::Write, 0, ErrorKind::StorageFull);
     let error = put(&store, "k", "").await.unwrap_err().to_string();
     assert!(error.starts_with("registry unavailable: ") || error.starts_with("registry answer unknown: "));
     assert!(error.contains("registry.redb: disk full: free some space"), "{error}");
     store.close().await;
+}
+
+/// Small, repeatable randomness (splitmix64).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % sides as u64) as usize
+    }
+}
+
+fn apply(image: &mut Vec<u8>, made: &Made) {
+    match made {
+        Made::Write(offset, data) => {
+            let end = *offset as usize + data.len();
+            image.resize(image.len().max(end), 0);
+            image[*offset as usize..end].copy_from_slice(data);
+        }
+        Made::SetLen(length) => image.resize(*length as usize, 0),
+        Made::Sync => {}
+    }
+}
+
+/// Power fails at any moment: of what was written since the last sync an arbitrary part reaches the
+/// disk. Whatever was acknowledged before is there afterwards.
+#[tokio::test]
+async fn survives_loss_of_power() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, health) = failing(directory.path());
+    store.close().await;
+    let mut base = fs::read(directory.path().join("registry.redb")).unwrap();
+    health.faults.record();
+    let store = EmbeddedStore::open_with(directory.path(), health.clone(), Duration::ZERO).unwrap();
+    // For each acknowledged commit of each client, how many calls had been made by then
+    let mut clients: tokio::task::JoinSet<_> = (0..4)
+        .map(|client| {
+            let (store, health) = (store.clone(), health.clone());
+            async move {
+                let mut acknowledged = Vec::new();
+                for n in 0..25 {
+                    let text = format!("{client}.{n} ").repeat(1 + n * 20);
+                    let count = Op::put(format!("count/{client}"), n.to_string());
+                    store
+                        .commit(Txn::of(Op::put(format!("k/{client}/{n}"), text)).then(count))
+                        .await
+                        .unwrap();
+                    acknowledged.push(health.faults.recorded());
+                }
+                (client, acknowledged)
+            }
+        })
+        .collect();
+    let mut acknowledged = vec![Vec::new(); 4];
+    while let Some(done) = clients.join_next().await {
+        let (client, calls) = done.unwrap();
+        acknowledged[client] = calls;
+    }
+    store.close().await;
+    let calls = health.faults.take_record();
+    let marker = fs::read(directory.path().join("registry.made")).unwrap();
+
+    let mut dice = Dice(20_261_121);
+    let (mut synced, mut next) = (0, 0);
+    for (cut, call) in calls.iter().enumerate() {
+        if matches!(call, Made::Sync) {
+            calls[synced..cut].iter().for_each(|made| apply(&mut base, made));
+            synced = cut;
+        }
+        // Not every moment, but moments of all sorts
+        if cut < next {
+            continue;
+        }
+        next = cut + 1 + dice.roll(8);
+        let mut image = base.clone();
+        for made in &calls[synced..=cut] {
+            match (made, dice.roll(4)) {
+                (Made::SetLen(_), _) | (_, 0 | 1) => apply(&mut image, made),
+                // A part of it, in whole sectors
+                (Made::Write(offset, data), 2) => {
+                    let length = (dice.roll(data.len() / 512 + 1) * 512).min(data.len());
+                    apply(&mut image, &Made::Write(*offset, data[..length].to_vec()));
+                }
+                _ => {}
+            }
+        }
+        let crashed = tempfile::tempdir().unwrap();
+        fs::write(crashed.path().join("registry.redb"), &image).unwrap();
+        fs::write(crashed.path().join("registry.made"), &marker).unwrap();
+        let (disk, records) =
+            Disk::open(crashed.path(), Arc::default()).unwrap_or_else(|e| panic!("call {cut}: {e}"));
+        disk.close();
+        let value = |key: String| {
+            let record = records.iter().find(|r| *r.key == *key)?;
+            Some(String::from_utf8(record.value.to_vec()).unwrap())
+        };
+        for (client, acknowledged) in acknowledged.iter().enumerate() {
+            let sure = acknowledged.iter().filter(|calls| **calls <= cut).count();
+            let count = value(format!("count/{client}")).map_or(0, |n| n.parse::<usize>().unwrap() + 1);
+            assert!(count >= sure, "call {cut}: client {client} has {count} of {sure}");
+            for n in 0..25 {
+                let text = (n < count).then(|| format!("{client}.{n} ").repeat(1 + n * 20));
+                assert!(value(format!("k/{client}/{n}")) == text, "call {cut}: k/{client}/{n}");
+            }
+        }
+    }
+    assert!(calls.len() > 100);
 }
