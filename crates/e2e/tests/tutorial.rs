@@ -12,8 +12,12 @@ const HELLO: &str = r#"# A comment that is kept
 Description=Hello World
 
 [Service]
-ExecStart=/bin/bash -c "while true; do echo \"Hello, world\"; sleep 0.2; done"
+ExecStart=/bin/bash -c "while true; do echo \"Hello, world\"; sleep 1; done"
 "#;
+
+/// It writes faster than one can read.
+const TALK: &str =
+    "[Service]\nExecStart=/bin/bash -c 'for i in {1..30}; do echo line $$i; done; while sleep 0.2; do echo more; done'\n";
 
 #[test]
 fn tutorial() -> Result<()> {
@@ -73,19 +77,19 @@ fn tutorial() -> Result<()> {
     assert!(status.contains("Active: active (running)"), "{status}");
     assert!(status.contains("linked-runtime"), "{status}");
 
-    until("ten lines of log", || {
-        Ok(fleet.ok("journal hello.service")?.matches("Hello, world").count() == 10)
-    })?;
-    let more = fleet.ok("journal --lines 20 --output=cat hello.service")?;
-    assert!((11..=20).contains(&more.lines().count()), "{more}");
-    let mut follow =
-        fleet.host().start_process(["fleetctl", "journal", "-f", "--output=cat", "hello.service"])?;
+    until("its log", || Ok(fleet.ok("journal hello.service")?.contains("Hello, world")))?;
+    fleet.start("talk.service", TALK)?;
+    until("more log", || Ok(fleet.ok("journal --output=cat talk.service")?.contains("more")))?;
+    assert_eq!(fleet.ok("journal talk.service")?.lines().count(), 10);
+    assert_eq!(fleet.ok("journal --lines 20 --output=cat talk.service")?.lines().count(), 20);
+    let mut follow = fleet.host().start_process(["fleetctl", "journal", "-f", "--output=cat", "talk.service"])?;
     for _ in 0..15 {
-        // The first ten lines were there, the others come as they are written.
-        follow.wait_for("Hello, world", fleet_e2e::PATIENCE)?;
+        // Ten lines are there already, the others come as they are written.
+        follow.read_line(fleet_e2e::PATIENCE)?.expect("it goes on until interrupted");
     }
     assert!(follow.is_running()?);
     drop(follow);
+    fleet.ok("destroy talk.service")?;
 
     let stop = fleet.ctl("stop hello.service")?.ok()?;
     assert_eq!(stop.stdout, format!("Unit hello.service loaded on {machine}\n"));

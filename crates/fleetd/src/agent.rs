@@ -357,6 +357,10 @@ impl<S: Systemd> Agent<S> {
             Ok(()) => {
                 if let Some(slot) = self.slots.get_mut(&name) {
                     slot.observed.launched = hash;
+                    if hash.is_none() {
+                        // What its last start ran into is over with that start.
+                        slot.problem = None;
+                    }
                 }
                 self.dirty.insert(name);
             }

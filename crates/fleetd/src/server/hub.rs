@@ -241,8 +241,11 @@ fn unit_event(view: &View, name: &UnitName) -> Event {
 
 /// Why a unit is not (yet) what it should be.
 pub(crate) fn explanation(view: &View, name: &UnitName) -> Explanation {
+    // What an older file ran into is no problem of the present one.
+    let hash = view.unit(name).map(|unit| unit.file.hash());
     let problems = view
         .reports_of(name)
+        .filter(|(_, report)| hash.is_none_or(|hash| hash == report.hash))
         .filter_map(|(machine, report)| {
             let reason = report.problem.clone()?;
             Some(Reason { machine_id: machine.to_string(), reason })
