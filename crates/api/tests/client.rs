@@ -237,7 +237,7 @@ async fn an_old_server_gives_the_file_in_normal_form() {
 #[tokio::test]
 async fn status_and_journal_bring_exit_codes() {
     let (address, ..) = server(|request| match request {
-        "GET /fleet/v1/units/a.service/status?machineID=m1" => (
+        "GET /fleet/v1/units/a.service/status?machine=m1" => (
             "HTTP/1.1 200 OK\r\nFleet-Exit-Code: 3\r\nFleet-Machine: m1\r\nContent-Length: 3\r\n\r\nbad"
                 .into(),
             Then::Keep,

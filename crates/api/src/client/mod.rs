@@ -264,7 +264,7 @@ impl Client {
     /// What `systemctl status` says of a unit on its machine, or on another that has it.
     pub async fn status(&self, name: &str, machine: Option<&str>) -> Result<Status, Error> {
         let mut call = Call::get(unit_path(name, "/status"));
-        call.query.extend(machine.map(|id| ("machineID", id.to_owned())));
+        call.query.extend(machine.map(|id| ("machine", id.to_owned())));
         call.deadline = ASKING_A_MACHINE;
         let answer = self.call(call).await?;
         let machine_id = answer.headers.get("fleet-machine").and_then(|v| v.to_str().ok()).map(str::to_owned);

@@ -33,10 +33,10 @@ pub(crate) async fn run(context: &Context, args: &Journal) -> Result<i32> {
     let query = JournalQuery { lines: args.lines, follow: args.follow, output: args.output.clone() };
     let mut journal = match context.client.journal(&name, &query).await {
         Ok(journal) => journal,
-        // What journalctl itself complained of is passed on, as if it had run here.
-        Err(Error::Refused { message, exit_code: Some(code), .. }) => {
+        // What journalctl complained of is passed on, as if it had run here.
+        Err(Error::Refused { code: 400, message, exit_code }) => {
             eprintln!("{}", message.trim_end());
-            return Ok(code);
+            return Ok(exit_code.unwrap_or(1));
         }
         Err(error) if error.is_unknown_resource() => {
             eprintln!("This server cannot read journals: fleetctl ssh {name} journalctl --unit {name}");

@@ -300,7 +300,7 @@ pub(crate) fn judge(goal: Goal, source: Source, event: &UnitEvent, stale: bool) 
             }
             let state = state?;
             match state.systemd_active_state.as_str() {
-                "failed" => Some(of_systemd(state, format!("it has failed ({})", state.systemd_sub_state))),
+                "failed" => Some(of_systemd(state, "it has failed".to_owned())),
                 "activating" | "deactivating" if source == Source::Polling => None,
                 _ => reached(),
             }
@@ -427,10 +427,7 @@ mod tests {
     #[test]
     fn a_start_that_fails() {
         let failed = event("launched", "launched", "failed");
-        assert_eq!(
-            verdicts(Goal::Launched, true, std::slice::from_ref(&failed)),
-            ["failed: it has failed (sub)"]
-        );
+        assert_eq!(verdicts(Goal::Launched, true, std::slice::from_ref(&failed)), ["failed: it has failed"]);
         assert_eq!(
             verdicts(Goal::Launched, true, &[with_problem(failed, "start job failed")]),
             ["failed: start job failed"]
