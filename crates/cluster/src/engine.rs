@@ -16,7 +16,7 @@ use crate::{
     placement::replaces,
     plan::Plan,
     site::Places,
-    view::{Effects, View, is_placeable},
+    view::{Effects, Known, View, is_placeable},
 };
 use fleet_unit::UnitName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,8 +45,10 @@ pub struct Engine {
     now: Time,
     /// Nothing has been looked at yet.
     fresh: bool,
-    /// Units to look at.
+    /// Units to look at, as they were noted.
     marked: BTreeSet<UnitName>,
+    /// Units to look at, those that others follow first, so that each has to move but once.
+    queue: BTreeSet<(usize, UnitName)>,
     /// What was noted of machines since the last decisions, to be followed to the units it concerns.
     machines: BTreeSet<MachineId>,
     wanted: BTreeMap<MachineId, BTreeSet<UnitName>>,
@@ -69,24 +71,15 @@ const FEW: usize = 16;
 struct Batch<'v> {
     view: &'v View,
     plan: Plan<'v>,
-    /// Units still to look at, those that others follow first, so that each has to move but once.
-    queue: BTreeSet<(usize, UnitName)>,
-    decided: BTreeSet<UnitName>,
     decisions: Vec<Decision>,
-}
-
-impl Batch<'_> {
-    fn push(&mut self, name: UnitName) {
-        self.queue.insert((rank(self.view, &name), name));
-    }
 }
 
 /// How many units stand one after the other before this one by MachineOf, up to a bound: longer chains, and circles,
 /// come last.
 fn rank(view: &View, name: &UnitName) -> usize {
     const MOST: usize = 32;
-    let targets = |name: &UnitName| view.unit(name).map_or(&[][..], |unit| &unit.requirements.machine_of);
-    let mut level: BTreeSet<&str> = targets(name).iter().map(String::as_str).collect();
+    let targets = view.unit(name).map_or(&[][..], |unit| &unit.requirements.machine_of);
+    let mut level: BTreeSet<&str> = targets.iter().map(String::as_str).collect();
     let mut rank = 0;
     while !level.is_empty() && rank < MOST {
         rank += 1;
@@ -105,6 +98,7 @@ impl Engine {
             now,
             fresh: true,
             marked: BTreeSet::new(),
+            queue: BTreeSet::new(),
             machines: BTreeSet::new(),
             wanted: BTreeMap::new(),
             room: BTreeSet::new(),
@@ -136,23 +130,15 @@ impl Engine {
     pub fn decide(&mut self, view: &View, now: Time, limit: usize) -> Vec<Decision> {
         self.now = now;
         self.follow_changes(view);
-        let mut batch = Batch {
-            view,
-            plan: Plan::new(view),
-            queue: BTreeSet::new(),
-            decided: BTreeSet::new(),
-            decisions: Vec::new(),
-        };
-        for name in std::mem::take(&mut self.marked) {
-            batch.push(name);
-        }
+        let marked = std::mem::take(&mut self.marked).into_iter();
+        self.queue.append(&mut marked.map(|name| (rank(view, &name), name)).collect());
+        let mut batch = Batch { view, plan: Plan::new(view), decisions: Vec::new() };
         self.offer_room(&mut batch);
         while batch.decisions.len() < limit
-            && let Some((_, name)) = batch.queue.pop_first()
+            && let Some((_, name)) = self.queue.pop_first()
         {
             self.look_at(&mut batch, name);
         }
-        self.marked.extend(batch.queue.into_iter().map(|(_, name)| name));
         let proposed =
             batch.decisions.iter().map(|decision| (decision.unit.clone(), decision.machine.clone()));
         self.proposed = proposed.collect();
@@ -161,8 +147,11 @@ impl Engine {
 
     /// When [`decide`](Self::decide) has to be called again though nothing changed, if ever.
     pub fn wake_at(&self) -> Option<Time> {
-        let work =
-            self.fresh || !self.marked.is_empty() || !self.machines.is_empty() || !self.wanted.is_empty();
+        let work = self.fresh
+            || !self.queue.is_empty()
+            || !self.marked.is_empty()
+            || !self.machines.is_empty()
+            || !self.wanted.is_empty();
         if work {
             return Some(self.now);
         }
@@ -178,8 +167,7 @@ impl Engine {
             self.marked.append(&mut self.deferred);
         }
         if std::mem::take(&mut self.fresh) {
-            self.marked.extend(view.units().map(|(name, _)| name.clone()));
-            self.marked.extend(view.schedule().map(|(name, _, _)| name.clone()));
+            self.marked = view.names().cloned().collect();
             self.replacement_epoch = view.replacement_epoch();
             return;
         }
@@ -222,98 +210,95 @@ impl Engine {
         room.retain(|id| batch.view.machine(id).is_some());
         if room.len() > FEW {
             for name in std::mem::take(&mut self.waiting) {
-                batch.push(name);
+                self.push(batch.view, name);
             }
         } else if !room.is_empty() {
             let fits = |name: &UnitName| {
-                let unit = placeable(batch.view, name);
-                unit.is_some_and(|unit| batch.plan.find_among(room.iter(), name, unit).is_some())
+                let known = batch.view.known(name);
+                let live: Vec<_> = batch.view.live(known).collect();
+                let unit = placeable(name, known);
+                unit.is_some_and(|unit| batch.plan.find_among(room.iter(), name, unit, &live).is_some())
             };
             let fitting: Vec<_> = self.waiting.iter().filter(|name| fits(name)).cloned().collect();
             for name in fitting {
                 self.waiting.remove(&name);
-                batch.push(name);
+                self.push(batch.view, name);
             }
         }
     }
 
+    fn push(&mut self, view: &View, name: UnitName) {
+        self.queue.insert((rank(view, &name), name));
+    }
+
     /// Decides on one unit, if there is anything to decide.
     fn look_at(&mut self, batch: &mut Batch<'_>, name: UnitName) {
-        if batch.decided.contains(&name) {
+        if batch.plan.has_moved(&name) {
             // One decision for a unit at a time: the next has to be made from the revisions this one makes.
             self.marked.insert(name);
             return;
         }
         self.waiting.remove(&name);
         self.deferred.remove(&name);
-        let view = batch.view;
-        let place = batch.plan.place_of(name.as_str()).map(|(machine, _)| machine.clone());
-        let Some(unit) = placeable(view, &name) else {
-            if place.is_some() {
-                self.settle(batch, name.clone(), None, why_off(view, &name));
+        let known = batch.view.known(&name);
+        let Some(unit) = placeable(&name, known) else {
+            if known.place.is_some() {
+                self.settle(batch, name, known, None, why_off(known).to_owned());
             }
             return;
         };
-        let Some(at) = place else {
-            match batch.plan.find(&name, unit) {
-                Some(to) => {
-                    let reason = format!(
-                        "it is to be {}, and no fitting machine has less to do",
-                        unit.desired.as_str()
-                    );
-                    self.settle(batch, name, Some(to), reason);
-                }
-                None => {
-                    self.waiting.insert(name);
-                }
-            }
-            return;
+        let reason = match known.place {
+            None => format!("it is to be {}, and no fitting machine has less to do", unit.desired.as_str()),
+            Some((at, _)) => match batch.plan.suits(&name, unit, at) {
+                Ok(()) => return,
+                Err(misfit) => format!("it can't stay on {at}: {misfit}"),
+            },
         };
-        let misfit = match batch.plan.suits(&name, unit, &at) {
-            Ok(()) => return,
-            Err(misfit) => misfit,
-        };
-        let gone = view.machine(&at).is_none();
+        let gone = known.place.is_some_and(|(at, _)| batch.view.machine(at).is_none());
         if gone && self.now < self.grace_until {
             self.deferred.insert(name);
             return;
         }
-        let to = batch.plan.find(&name, unit);
+        let live: Vec<_> = batch.view.live(known).collect();
+        let to = batch.plan.find(&name, unit, &live);
         if to.is_none() {
             self.waiting.insert(name.clone());
         }
-        if to.is_some() || !gone {
-            self.settle(batch, name, to, format!("it can't stay on {at}: {misfit}"));
+        if to.is_some() || (known.place.is_some() && !gone) {
+            self.settle(batch, name, known, to, reason);
         }
     }
 
     /// Takes a decision, and follows it to the units it concerns.
-    fn settle(&mut self, batch: &mut Batch<'_>, name: UnitName, to: Option<MachineId>, reason: String) {
+    fn settle(
+        &mut self,
+        batch: &mut Batch<'_>,
+        name: UnitName,
+        known: Known<'_>,
+        to: Option<MachineId>,
+        reason: String,
+    ) {
         let view = batch.view;
-        let from = batch.plan.place_of(name.as_str()).map(|(machine, _)| machine.clone());
-        let globals = batch.plan.relocate(&name, to.as_ref());
+        let globals = batch.plan.relocate(&name, known, to.as_ref());
         for follower in view.followers(&name) {
-            batch.push(follower.clone());
+            self.push(view, follower.clone());
         }
-        self.room.extend(from);
+        self.room.extend(known.place.map(|(from, _)| from.clone()));
         for (id, names) in globals {
             for follower in names.iter().flat_map(|global| view.followers(global)) {
-                batch.push(follower.clone());
+                self.push(view, follower.clone());
             }
             self.room.insert(id);
         }
         if let Some(to) = to.as_ref().filter(|to| batch.plan.site(to).replacers.contains(&name)) {
             let held = batch.plan.site(to).held.iter();
-            let replaced: Vec<_> =
-                held.filter(|other| replaces(view, &name, other).is_some()).cloned().collect();
-            for other in replaced {
-                batch.push(other);
+            for other in held.filter(|other| replaces(view, &name, other).is_some()) {
+                self.push(view, other.clone());
             }
         }
-        batch.decided.insert(name.clone());
         batch.decisions.push(Decision {
-            unit_revision: view.unit(&name).map_or(0, |unit| unit.revision),
-            schedule_revision: view.place(&name).map_or(0, |(_, revision)| revision),
+            unit_revision: known.unit.map_or(0, |unit| unit.revision),
+            schedule_revision: known.place.map_or(0, |(_, revision)| revision),
             unit: name,
             machine: to,
             reason,
@@ -322,17 +307,17 @@ impl Engine {
     }
 }
 
-fn placeable<'v>(view: &'v View, name: &UnitName) -> Option<&'v Unit> {
-    view.unit(name).filter(|unit| is_placeable(name, unit))
+fn placeable<'v>(name: &UnitName, known: Known<'v>) -> Option<&'v Unit> {
+    known.unit.filter(|unit| is_placeable(name, unit))
 }
 
 /// Why a unit is taken off though nothing is wrong with its place.
-fn why_off(view: &View, name: &UnitName) -> String {
-    match view.unit(name) {
-        None => "it was destroyed".to_owned(),
-        Some(unit) if unit.desired < DesiredState::Loaded => "it is to be inactive".to_owned(),
-        Some(unit) if unit.requirements.global => "it is Global now".to_owned(),
-        Some(_) => "it is a template".to_owned(),
+fn why_off(known: Known<'_>) -> &'static str {
+    match known.unit {
+        None => "it was destroyed",
+        Some(unit) if unit.desired < DesiredState::Loaded => "it is to be inactive",
+        Some(unit) if unit.requirements.global => "it is Global now",
+        Some(_) => "it is a template",
     }
 }
 

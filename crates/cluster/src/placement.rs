@@ -164,17 +164,11 @@ fn fits_on(places: &impl Places, name: &UnitName, unit: &Unit, id: &MachineId) -
     if places.site(id).held.contains(name) {
         return Ok(());
     }
-    match live_on(places.view(), name).find(|on| *on != id) {
+    let view = places.view();
+    match view.live(view.known(name)).find(|on| *on != id) {
         Some(on) => Err(Misfit::Stopping { on: on.clone() }),
         None => Ok(()),
     }
-}
-
-/// The machines that are there and report that something of the unit still runs.
-pub(crate) fn live_on<'a>(view: &'a View, name: &UnitName) -> impl Iterator<Item = &'a MachineId> {
-    view.reports_of(name)
-        .filter(|(id, report)| report.systemd.is_live() && view.machine(id).is_some())
-        .map(|(id, _)| id)
 }
 
 /// Whether all that a unit asks of its place holds on a machine.
@@ -262,8 +256,11 @@ fn target_misfit(places: &impl Places, target: &str) -> Misfit {
 
 /// The unit named in MachineOf that in turn follows this one, if there is one.
 fn in_circle<'a>(view: &View, name: &UnitName, unit: &'a Unit) -> Option<&'a str> {
-    view.followers(name).next()?;
-    unit.requirements.machine_of.iter().map(String::as_str).find(|target| follows(view, target, name))
+    let targets = &unit.requirements.machine_of;
+    if targets.is_empty() || view.followers(name).next().is_none() {
+        return None;
+    }
+    targets.iter().map(String::as_str).find(|target| follows(view, target, name))
 }
 
 /// Whether a unit is, or has to be where, directly or not, another one is.

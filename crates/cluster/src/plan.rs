@@ -4,24 +4,25 @@
 //! any cluster.
 use crate::{
     model::*,
-    placement::{Misfit, live_on, named_machines, suits},
-    site::{Places, Rank, Ranking, Site, globals_on},
-    view::{View, is_placeable},
+    placement::{Misfit, named_machines, suits},
+    site::{Places, Rank, Site, globals_on},
+    view::{Known, View, is_placeable},
 };
 use fleet_unit::UnitName;
-use std::collections::{BTreeMap, BTreeSet, btree_set::Range};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_set::Range};
 
 /// A view and the moves planned on it.
 pub(crate) struct Plan<'v> {
     view: &'v View,
-    moved: BTreeMap<UnitName, Option<MachineId>>,
+    moved: HashMap<UnitName, Option<MachineId>>,
     /// The machines touched by moves, as they would be then.
-    sites: BTreeMap<MachineId, Site>,
+    sites: HashMap<MachineId, Site>,
     /// Those of them that are there, ranked as they would be then.
-    ranking: Ranking,
+    ranks: BTreeSet<Rank>,
+    /// The same by metadata key and value, of those that were asked for.
+    ranks_by: BTreeMap<String, BTreeMap<String, BTreeSet<Rank>>>,
     /// For the ranking of all machines, and by metadata, the first in the view's that is not touched: what stands
-    /// before it need not be passed over again.
-    /// `None`: there is none left.
+    /// before it need not be passed over again. `None`: there is none left.
     cursors: BTreeMap<Option<(String, String)>, Option<Rank>>,
 }
 
@@ -44,27 +45,31 @@ impl<'v> Plan<'v> {
     pub(crate) fn new(view: &'v View) -> Self {
         Plan {
             view,
-            moved: BTreeMap::new(),
-            sites: BTreeMap::new(),
-            ranking: Ranking::default(),
+            moved: HashMap::new(),
+            sites: HashMap::new(),
+            ranks: BTreeSet::new(),
+            ranks_by: BTreeMap::new(),
             cursors: BTreeMap::new(),
         }
     }
 
-    /// Plans a move. Returns the Global units that are let in or kept out by that, by machine.
+    pub(crate) fn has_moved(&self, name: &UnitName) -> bool {
+        self.moved.contains_key(name)
+    }
+
+    /// Plans the move of a unit that has not been moved yet. Returns the Global units that are let in or kept out
+    /// by that, by machine.
     pub(crate) fn relocate(
         &mut self,
         name: &UnitName,
+        known: Known<'_>,
         to: Option<&MachineId>,
     ) -> Vec<(MachineId, BTreeSet<UnitName>)> {
-        let from = self.place_of(name.as_str()).map(|(machine, _)| machine.clone());
         self.moved.insert(name.clone(), to.cloned());
-        let view = self.view;
-        let unit = view.unit(name).filter(|unit| is_placeable(name, unit));
-        let Some(unit) = unit else { return Vec::new() };
+        let Some(unit) = known.unit.filter(|unit| is_placeable(name, unit)) else { return Vec::new() };
         let mut changed = Vec::new();
-        if let Some(from) = from {
-            changed.extend(self.touch(&from, unit, |site| site.remove(name)));
+        if let Some((from, _)) = known.place {
+            changed.extend(self.touch(from, unit, |site| site.remove(name)));
         }
         if let Some(to) = to {
             changed.extend(self.touch(to, unit, |site| site.add(name, unit)));
@@ -79,27 +84,34 @@ impl<'v> Plan<'v> {
         change: impl FnOnce(&mut Site),
     ) -> Option<(MachineId, BTreeSet<UnitName>)> {
         let machine = self.view.machine(id);
-        let mut site = match self.sites.remove(id) {
+        let (site, before) = match self.sites.get_mut(id) {
             Some(site) => {
-                if let Some(machine) = machine {
-                    self.ranking.remove(machine, &(site.load(), id.clone()));
-                }
-                site
+                let before = site.load();
+                (site, Some(before))
             }
-            None => self.view.site(id).clone(),
+            None => (self.sites.entry(id.clone()).or_insert(self.view.site(id).clone()), None),
         };
-        change(&mut site);
+        change(site);
         let mut changed = BTreeSet::new();
         let picky = !unit.requirements.conflicts.is_empty() || !self.view.picky_globals().is_empty();
         if picky && self.view.globals().next().is_some() {
-            let globals = globals_on(self.view, machine, &site);
+            let globals = globals_on(self.view, machine, site);
             changed = globals.symmetric_difference(&site.globals).cloned().collect();
             site.globals = globals;
         }
+        let after = (site.load(), id.clone());
         if let Some(machine) = machine {
-            self.ranking.insert(machine, (site.load(), id.clone()));
+            let before = before.map(|load| (load, id.clone()));
+            for (key, by_value) in &mut self.ranks_by {
+                let value = machine.metadata.get(key);
+                if let Some(ranks) = value.and_then(|value| by_value.get_mut(value)) {
+                    before.as_ref().map(|before| ranks.remove(before));
+                    ranks.insert(after.clone());
+                }
+            }
+            before.as_ref().map(|before| self.ranks.remove(before));
+            self.ranks.insert(after);
         }
-        self.sites.insert(id.clone(), site);
         (!changed.is_empty()).then(|| (id.clone(), changed))
     }
 
@@ -109,13 +121,14 @@ impl<'v> Plan<'v> {
         suits(self, name, unit, id)
     }
 
-    /// The least loaded machine a unit can be placed on, of two equal ones that with the smaller ID.
-    pub(crate) fn find(&mut self, name: &UnitName, unit: &Unit) -> Option<MachineId> {
-        let only = match self.restriction(name, unit) {
+    /// The least loaded machine a unit can be placed on, of two equal ones that with the smaller ID. `live`: the
+    /// machines on which it runs.
+    pub(crate) fn find(&mut self, name: &UnitName, unit: &Unit, live: &[&MachineId]) -> Option<MachineId> {
+        let only = match self.restriction(unit, live) {
             Restriction::None => return self.find_ranked(name, unit),
             Restriction::To(only) => only,
         };
-        self.find_among(only.iter(), name, unit)
+        self.find_among(only.iter(), name, unit, live)
     }
 
     /// As [`find`](Self::find), but only of these machines.
@@ -124,18 +137,18 @@ impl<'v> Plan<'v> {
         ids: impl Iterator<Item = &'a MachineId>,
         name: &UnitName,
         unit: &Unit,
+        live: &[&MachineId],
     ) -> Option<MachineId> {
-        let live: Vec<_> = live_on(self.view, name).collect();
         ids.filter(|id| live.iter().all(|on| on == id) && self.suits(name, unit, id).is_ok())
             .min_by_key(|id| (self.site(id).load(), *id))
             .cloned()
     }
 
     /// The machines that alone come into question, where that can be said without looking at all.
-    fn restriction(&self, name: &UnitName, unit: &Unit) -> Restriction {
+    fn restriction(&self, unit: &Unit, live: &[&MachineId]) -> Restriction {
         let view = self.view;
-        if let Some(on) = live_on(view, name).next() {
-            return Restriction::To(vec![on.clone()]);
+        if let Some(on) = live.first() {
+            return Restriction::To(vec![(*on).clone()]);
         }
         if let Some(required) = &unit.requirements.machine_id {
             return Restriction::To(named_machines(view, required).cloned().collect());
@@ -165,13 +178,16 @@ impl<'v> Plan<'v> {
         match wants.iter().min_by_key(|(key, values)| size(key, values)) {
             None => {
                 lists.extend(self.untouched(None));
-                lists.push(List::of(self.ranking.all.range(..), true));
+                lists.push(List::of(self.ranks.range(..), true));
             }
             Some((key, values)) => {
                 for value in values {
                     lists.extend(self.untouched(Some((key, value))));
                 }
-                let touched = values.iter().filter_map(|value| self.ranking.with(key, value));
+                for value in values {
+                    self.ask_for(key, value);
+                }
+                let touched = values.iter().filter_map(|value| self.ranks_by.get(key)?.get(value));
                 lists.extend(touched.map(|ranks| List::of(ranks.range(..), true)));
             }
         }
@@ -185,6 +201,19 @@ impl<'v> Plan<'v> {
                 return Some(id.clone());
             }
         }
+    }
+
+    /// Ranks the touched machines by a metadata value, if that is not done yet.
+    fn ask_for(&mut self, key: &str, value: &str) {
+        if self.ranks_by.get(key).is_some_and(|by_value| by_value.contains_key(value)) {
+            return;
+        }
+        let has = |id: &MachineId| {
+            let machine = self.view.machine(id);
+            machine.is_some_and(|machine| machine.metadata.get(key).is_some_and(|has| has == value))
+        };
+        let ranks = self.ranks.iter().filter(|(_, id)| has(id)).cloned().collect();
+        self.ranks_by.entry(key.to_owned()).or_default().insert(value.to_owned(), ranks);
     }
 
     /// The view's ranking, or that of the machines with a metadata value, from the first machine on that no move has

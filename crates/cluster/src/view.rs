@@ -99,6 +99,14 @@ fn is_active_global(name: &UnitName, unit: &Unit) -> bool {
     unit.desired >= DesiredState::Loaded && unit.requirements.global && !name.is_template()
 }
 
+/// What is known of one unit name, looked up once.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Known<'v> {
+    pub(crate) unit: Option<&'v Unit>,
+    pub(crate) place: Option<(&'v MachineId, Revision)>,
+    reports: Option<&'v BTreeMap<MachineId, UnitReport>>,
+}
+
 impl View {
     /// Applies one change.
     pub fn apply(&mut self, change: Change) -> Effects {
@@ -120,7 +128,9 @@ impl View {
         effects.units.insert(name.clone());
         let old = std::mem::replace(&mut entry.unit, new.clone());
         let place = entry.place.as_ref().map(|(machine, _)| machine.clone());
-        self.drop_empty_entry(&name);
+        if new.is_none() {
+            self.drop_empty_entry(&name);
+        }
 
         self.index_followers(&name, old.as_ref(), new.as_ref());
         self.index_replacers(&name, old.as_ref(), new.as_ref());
@@ -152,7 +162,9 @@ impl View {
         effects.units.insert(name.clone());
         let old = std::mem::replace(&mut entry.place, new.clone());
         let unit = entry.unit.clone().filter(|unit| is_placeable(&name, unit));
-        self.drop_empty_entry(&name);
+        if new.is_none() {
+            self.drop_empty_entry(&name);
+        }
         let (old, new) = (old.map(|(id, _)| id), new.map(|(id, _)| id));
         if old == new {
             return;
@@ -330,6 +342,25 @@ impl View {
         }
     }
 
+    pub(crate) fn known(&self, name: &UnitName) -> Known<'_> {
+        let Some(entry) = self.entries.get(name) else { return Known::default() };
+        Known {
+            unit: entry.unit.as_ref(),
+            place: entry.place.as_ref().map(|(machine, revision)| (machine, *revision)),
+            reports: Some(&entry.reports),
+        }
+    }
+    /// The machines that are there and report that something of a unit still runs, by ID.
+    pub(crate) fn live<'v>(&'v self, known: Known<'v>) -> impl Iterator<Item = &'v MachineId> {
+        let reports = known.reports.into_iter().flatten();
+        reports
+            .filter(|(id, report)| report.systemd.is_live() && self.machine(id).is_some())
+            .map(|(id, _)| id)
+    }
+    /// All names there are, of units, in the schedule and in reports.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &UnitName> {
+        self.entries.keys()
+    }
     /// A unit.
     pub fn unit(&self, name: &UnitName) -> Option<&Unit> {
         self.entries.get(name)?.unit.as_ref()

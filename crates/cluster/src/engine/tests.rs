@@ -9,7 +9,7 @@ fn check_rest(cluster: &Cluster) -> Result<(), String> {
     let in_grace = cluster.now < GRACE;
     let ids: Vec<_> = view.machines().map(|(id, _)| id.clone()).collect();
     for (unit_name, id, _) in view.schedule() {
-        let Some(unit) = placeable(view, unit_name) else {
+        let Some(unit) = placeable(unit_name, view.known(unit_name)) else {
             return Err(format!("{unit_name} is on {id} and should be nowhere"));
         };
         if view.machine(id).is_some() {
