@@ -310,3 +310,248 @@ fn parse<R: DeserializeOwned>(value: &[u8]) -> Result<R, String> {
     }
     serde_json::from_slice(value).map_err(|e| format!("not a record: {e}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Entry, LeaseId};
+
+    const TEXT: &str =
+        "[Unit]\nDescription=é\n# kept\n\n[Service]\nExecStart=/bin/sleep \\\n  1\n[X-Fleet]\nConflicts=a*\n";
+
+    fn name(text: &str) -> UnitName {
+        UnitName::parse(text).unwrap()
+    }
+    fn id(digit: char) -> MachineId {
+        MachineId::parse(&digit.to_string().repeat(32)).unwrap()
+    }
+    fn map<V: Clone>(pairs: &[(&str, V)]) -> BTreeMap<String, V> {
+        pairs.iter().map(|(k, v)| (k.to_string(), v.clone())).collect()
+    }
+    fn entry(op: &Op, revision: Revision) -> Entry {
+        let Op::Put { key, value, .. } = op else { panic!("{op:?} writes nothing") };
+        Entry { key: key.as_str().into(), value: value.clone().into(), revision }
+    }
+    fn put_event(op: &Op, revision: Revision) -> Event {
+        let entry = entry(op, revision);
+        Event { key: entry.key.clone(), entry: Some(entry) }
+    }
+    fn deletion(key: &str) -> Event {
+        Event { key: key.into(), entry: None }
+    }
+    fn raw(key: &str, value: &str) -> Event {
+        let entry = Entry { key: key.into(), value: value.as_bytes().into(), revision: 1 };
+        Event { key: key.into(), entry: Some(entry) }
+    }
+    fn presence(metadata: &[(&str, &str)]) -> PresenceRecord {
+        let metadata = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        PresenceRecord { format: FORMAT, public_ip: "10.0.0.1".into(), metadata, version: "2.0.0".into() }
+    }
+    fn edits(edits: &[(&str, Option<&str>)]) -> MachineRecord {
+        let metadata = edits.iter().map(|(k, v)| (k.to_string(), v.map(str::to_owned))).collect();
+        MachineRecord { format: FORMAT, metadata }
+    }
+    fn machine(metadata: &[(&str, &str)]) -> Option<Machine> {
+        let PresenceRecord { public_ip, metadata, version, .. } = presence(metadata);
+        Some(Machine { public_ip, metadata, version })
+    }
+    fn report(problem: Option<&str>) -> UnitReport {
+        let systemd = SystemdState { load: "loaded".into(), active: "active".into(), sub: "running".into() };
+        let hash = UnitFile::parse(TEXT).unwrap().hash();
+        UnitReport { current: DesiredState::Launched, hash, systemd, problem: problem.map(str::to_owned) }
+    }
+    fn machine_change(event: Event, reader: &mut Reader) -> Option<Machine> {
+        match reader.event(&event).unwrap() {
+            Some(Change::Machine(_, machine)) => machine,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn units_and_schedule_come_back_as_written() {
+        let (hello, mut reader) = (name("hello@1.service"), Reader::default());
+        let file = UnitFile::parse(TEXT).unwrap();
+        let change = reader.event(&put_event(&put_unit(&hello, &file, DesiredState::Loaded), 7)).unwrap();
+        let Some(Change::Unit(found, Some(unit))) = change else { panic!("{change:?}") };
+        assert_eq!((found, unit.file.text()), (hello.clone(), TEXT));
+        assert_eq!((unit.desired, unit.revision), (DesiredState::Loaded, 7));
+        assert_eq!(*unit.requirements, Requirements::of(&hello, &file).unwrap());
+        let change = reader.event(&deletion("unit/hello@1.service")).unwrap();
+        assert_eq!(change, Some(Change::Unit(hello.clone(), None)));
+        let change = reader.event(&put_event(&put_schedule(&hello, &id('a')), 9)).unwrap();
+        assert_eq!(change, Some(Change::Schedule(hello.clone(), Some((id('a'), 9)))));
+        let change = reader.event(&deletion(&schedule_key(&hello))).unwrap();
+        assert_eq!(change, Some(Change::Schedule(hello, None)));
+    }
+
+    #[test]
+    fn states_come_back_as_written() {
+        let reports: BTreeMap<_, _> =
+            [(name("a.service"), report(None)), (name("b@x.socket"), report(Some("a \"problem\"\n")))].into();
+        let op = put_states(&id('a'), &reports, LeaseId(5));
+        assert!(matches!(&op, Op::Put { lease: Some(LeaseId(5)), .. }));
+        let mut reader = Reader::default();
+        let change = reader.event(&put_event(&op, 3)).unwrap();
+        assert_eq!(change, Some(Change::States(id('a'), reports)));
+        let change = reader.event(&deletion(&states_key(&id('a')))).unwrap();
+        assert_eq!(change, Some(Change::States(id('a'), BTreeMap::new())));
+    }
+
+    #[test]
+    fn the_form_on_disk_stays() {
+        let value = |op: Op| match op {
+            Op::Put { key, value, .. } => (key, String::from_utf8(value).unwrap()),
+            op => panic!("{op:?}"),
+        };
+        let a = id('a');
+        let key = |kind: &str| format!("{kind}/{}", "a".repeat(32));
+        let file = UnitFile::parse("[Service]\nExecStart=/bin/true\n").unwrap();
+        assert_eq!(
+            value(put_unit(&name("a.service"), &file, DesiredState::Launched)),
+            (
+                "unit/a.service".into(),
+                r#"{"format":1,"file":"[Service]\nExecStart=/bin/true\n","desired":"launched"}"#.into()
+            )
+        );
+        assert_eq!(
+            value(put_schedule(&name("a.service"), &a)),
+            ("schedule/a.service".into(), format!(r#"{{"format":1,"machine":"{a}"}}"#))
+        );
+        assert_eq!(
+            value(put_presence(&a, &presence(&[("disk", "ssd")]), LeaseId(1))),
+            (
+                key("presence"),
+                r#"{"format":1,"public_ip":"10.0.0.1","metadata":{"disk":"ssd"},"version":"2.0.0"}"#.into()
+            )
+        );
+        assert_eq!(
+            value(put_machine(&a, &edits(&[("disk", None), ("zone", Some("b"))]))),
+            (key("machine"), r#"{"format":1,"metadata":{"disk":null,"zone":"b"}}"#.into())
+        );
+        let mut one = report(None);
+        one.hash = Hash([0xab; 20]);
+        assert_eq!(
+            value(put_states(&a, &[(name("a.service"), one)].into(), LeaseId(1))),
+            (
+                key("states"),
+                format!(
+                    r#"{{"format":1,"units":[["a.service","launched","{}","loaded","active","running",null]]}}"#,
+                    "ab".repeat(20)
+                )
+            )
+        );
+        assert_eq!(value(put_format()), ("format".into(), r#"{"format":1}"#.into()));
+    }
+
+    #[test]
+    fn edits_lie_over_what_a_machine_says() {
+        let (a, mut reader) = (id('a'), Reader::default());
+        let here =
+            |metadata: &[(&str, &str)]| put_event(&put_presence(&a, &presence(metadata), LeaseId(1)), 1);
+        let edit = |e: &[(&str, Option<&str>)]| put_event(&put_machine(&a, &edits(e)), 1);
+        // Of a machine that is not there they are remembered.
+        assert_eq!(reader.event(&edit(&[("zone", Some("b")), ("disk", None)])), Ok(None));
+        assert_eq!(
+            reader.edits(&a).unwrap().metadata,
+            map(&[("zone", Some("b".to_owned())), ("disk", None)])
+        );
+        let come = machine_change(here(&[("disk", "ssd"), ("zone", "a"), ("cpu", "fast")]), &mut reader);
+        assert_eq!(come, machine(&[("zone", "b"), ("cpu", "fast")]));
+        let edited = machine_change(edit(&[("zone", Some("c")), ("rack", Some("1"))]), &mut reader);
+        assert_eq!(edited, machine(&[("disk", "ssd"), ("zone", "c"), ("cpu", "fast"), ("rack", "1")]));
+        let gone = machine_change(deletion(&presence_key(&a)), &mut reader);
+        assert_eq!(gone, None);
+        let again = machine_change(here(&[]), &mut reader);
+        assert_eq!(again, machine(&[("zone", "c"), ("rack", "1")]));
+        let plain = machine_change(deletion(&machine_key(&a)), &mut reader);
+        assert_eq!((plain, reader.edits(&a)), (machine(&[]), None));
+    }
+
+    #[test]
+    fn a_snapshot_is_read_whole_and_from_nothing() {
+        let (a, b) = (id('a'), id('b'));
+        let file = UnitFile::parse(TEXT).unwrap();
+        let hello = name("hello.service");
+        let mut entries: Vec<_> = [
+            put_machine(&a, &edits(&[("zone", Some("b"))])),
+            put_machine(&b, &edits(&[("zone", Some("c"))])),
+            put_presence(&a, &presence(&[]), LeaseId(1)),
+            put_schedule(&hello, &a),
+            put_unit(&hello, &file, DesiredState::Launched),
+            put_format(),
+        ]
+        .iter()
+        .zip(1..)
+        .map(|(op, revision)| entry(op, revision))
+        .collect();
+        entries.push(raw("unit/bad.service", "{").entry.unwrap());
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        let mut reader = Reader::default();
+        reader.event(&put_event(&put_presence(&b, &presence(&[]), LeaseId(1)), 1)).unwrap();
+        let (changes, errors) = reader.snapshot(&Snapshot { entries, revision: 9 });
+        assert_eq!(changes.len(), 3);
+        assert_eq!(changes[0], Change::Machine(a.clone(), machine(&[("zone", "b")])));
+        assert_eq!(changes[1], Change::Schedule(hello, Some((a, 4))));
+        assert!(matches!(&changes[2], Change::Unit(_, Some(unit)) if unit.revision == 5));
+        assert_eq!(errors.len(), 1);
+        assert_eq!(errors[0].key, "unit/bad.service");
+        // What was known of b before is not taken for known now.
+        assert_eq!(reader.event(&put_event(&put_machine(&b, &edits(&[])), 1)), Ok(None));
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_named_and_changes_nothing() {
+        let mut reader = Reader::default();
+        let a = id('a');
+        reader.event(&put_event(&put_presence(&a, &presence(&[]), LeaseId(1)), 1)).unwrap();
+        let unit = |rest: &str| format!(r#"{{"format":1,"desired":"launched","file":{rest}}}"#);
+        let cases = [
+            ("unit/a.service", "{\"format\"".to_owned(), "not a record"),
+            ("unit/a.service", "\u{0}".to_owned(), "not a record"),
+            ("unit/a.service", "[1]".to_owned(), "not a record"),
+            ("unit/a.service", r#"{"desired":"launched","file":""}"#.to_owned(), "missing field `format`"),
+            (
+                "unit/a.service",
+                r#"{"format":2,"desired":"launched","file":""}"#.to_owned(),
+                "format 2 is unknown",
+            ),
+            (
+                "unit/a.service",
+                r#"{"format":0,"desired":"launched","file":""}"#.to_owned(),
+                "format 0 is unknown",
+            ),
+            ("unit/a.service", r#"{"format":1,"desired":"up","file":""}"#.to_owned(), "unknown variant `up`"),
+            ("unit/a.service", unit(r#""[Unit\nA=b\n""#), "line 1: "),
+            ("unit/a service", unit(r#""[Unit]\n""#), "unit name"),
+            ("schedule/a.service", r#"{"format":1,"machine":"x"}"#.to_owned(), "\"x\" is not a machine ID"),
+            ("presence/x", r#"{"format":1}"#.to_owned(), "\"x\" is not a machine ID"),
+            ("machine/x", r#"{"format":1,"metadata":{}}"#.to_owned(), "\"x\" is not a machine ID"),
+            (
+                "states/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+                r#"{"format":1,"units":[["a.service","loaded","12","","","",null]]}"#.to_owned(),
+                "\"12\" of a.service is not a hash",
+            ),
+            ("presence/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", r#"{"format":3}"#.to_owned(), "newer fleetd"),
+            ("format", r#"{"format":2}"#.to_owned(), "format 2 is unknown"),
+        ];
+        for (key, value, reason) in cases {
+            let error = reader.event(&raw(key, &value)).expect_err(&value);
+            assert_eq!(error.key, key);
+            assert!(error.reason.contains(reason), "{error}");
+            assert!(error.to_string().starts_with(&format!("registry record {key}: ")), "{error}");
+        }
+        let edited = machine_change(put_event(&put_machine(&a, &edits(&[])), 1), &mut reader);
+        assert_eq!(edited, machine(&[]), "the broken presence took the one before away");
+    }
+
+    #[test]
+    fn what_newer_versions_add_is_passed_over() {
+        let mut reader = Reader::default();
+        assert_eq!(reader.event(&raw("leader", "{}")), Ok(None));
+        assert_eq!(reader.event(&raw("secret/a", "\u{1}")), Ok(None));
+        assert_eq!(reader.event(&deletion("format")), Ok(None));
+        assert_eq!(reader.event(&raw("format", r#"{"format":1}"#)), Ok(None));
+        let value = r#"{"format":1,"file":"","desired":"inactive","later":{"x":[1]}}"#;
+        assert!(matches!(reader.event(&raw("unit/a.service", value)), Ok(Some(Change::Unit(_, Some(_))))));
+    }
+}

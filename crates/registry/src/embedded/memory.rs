@@ -431,3 +431,171 @@ impl<'m> Plan<'m> {
         (self.out, self.next)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LEASES: i64 = 3;
+
+    /// One step of a batch, by small numbers.
+    #[derive(Clone, Debug)]
+    enum Deed {
+        Commit { compares: Vec<(u8, u64)>, ops: Vec<(u8, Option<Option<i64>>)> },
+        End(i64),
+    }
+
+    fn deeds() -> impl Strategy<Value = Vec<Deed>> {
+        let lease = prop::option::of(1..=LEASES);
+        let op = (0..6u8, prop::option::weighted(0.7, lease));
+        let commit = (prop::collection::vec((0..6u8, 0..12u64), 0..2), prop::collection::vec(op, 0..4))
+            .prop_map(|(compares, ops)| Deed::Commit { compares, ops });
+        let deed = prop_oneof![9 => commit, 1 => (1..=LEASES).prop_map(Deed::End)];
+        prop::collection::vec(deed, 0..40)
+    }
+
+    fn key(n: u8) -> String {
+        format!("{}/{n}", if n % 2 == 0 { "a" } else { "b" })
+    }
+
+    fn prepare(deed: &Deed, n: usize) -> Option<Prepared> {
+        let Deed::Commit { compares, ops } = deed else { return None };
+        let ops = ops.iter().enumerate().map(|(i, (k, put))| match put {
+            Some(lease) => Op::Put { key: key(*k), value: vec![n as u8, i as u8], lease: lease.map(LeaseId) },
+            None => Op::delete(key(*k)),
+        });
+        let compares = compares.iter().map(|(k, revision)| Compare { key: key(*k), revision: *revision });
+        Some(Prepared::new(Txn { compares: compares.collect(), ops: ops.collect() }).unwrap())
+    }
+
+    fn with_leases() -> Memory {
+        let mut memory = Memory::new(1, []);
+        for id in 1..=LEASES {
+            memory.grant(LeaseId(id), Duration::from_secs(9), Instant::now());
+        }
+        memory
+    }
+
+    type Answers = Vec<Result<Revision, StoreError>>;
+
+    type Disk = BTreeMap<Arc<str>, Record>;
+
+    /// Runs deeds as batches of at most `size`, as the writer does, and gives the answers.
+    fn run(memory: &mut Memory, disk: &mut Disk, deeds: &[Deed], size: usize) -> Answers {
+        let (mut answers, mut next) = (Vec::new(), memory.revision + 1);
+        let mut n = 0;
+        for batch in deeds.chunks(size) {
+            // Ends come first in a batch, and mark their leases before anything else is looked at.
+            let ends = batch.iter().filter_map(|d| match d {
+                Deed::End(id) => Some(LeaseId(*id)),
+                Deed::Commit { .. } => None,
+            });
+            let ends: Vec<_> = ends.filter(|id| memory.revoke(*id)).collect();
+            let mut plan = Plan::new(memory, next, Revision::MAX, None);
+            for id in ends {
+                plan.end_lease(id).unwrap();
+            }
+            for deed in batch {
+                answers.extend(prepare(deed, n).map(|txn| plan.commit(&txn)));
+                n += 1;
+            }
+            let (outcome, after) = plan.finish();
+            for (key, change) in &outcome.durable {
+                match change.clone() {
+                    Some((revision, value)) => {
+                        disk.insert(key.clone(), Record { key: key.clone(), revision, value });
+                    }
+                    None => assert!(disk.remove(key).is_some(), "{key} was not on disk"),
+                }
+            }
+            next = after;
+            memory.publish(outcome);
+        }
+        answers
+    }
+
+    fn check(memory: &Memory, disk: &Disk) {
+        assert_eq!(memory.durable(), disk.values().cloned().collect::<Vec<_>>());
+        // The leases know their keys.
+        for (id, lease) in &memory.leases {
+            let held = memory.entries.iter().filter(|(_, i)| i.lease == Some(*id));
+            assert_eq!(lease.keys, held.map(|(k, _)| k.clone()).collect());
+        }
+        let orphan = |i: &&Item| i.lease.is_some_and(|l| !memory.leases.contains_key(&l));
+        assert_eq!(memory.entries.values().find(orphan), None);
+        // Watches tell the whole story, each its part.
+        for prefix in ["", "a/", "b/", "none"] {
+            let (mut state, mut after) = (BTreeMap::new(), 1);
+            loop {
+                match memory.step(prefix, after).unwrap() {
+                    Step::Batch(batch) => {
+                        assert!(batch.revision > after && !batch.events.is_empty());
+                        after = batch.revision;
+                        for Event { key, entry } in batch.events {
+                            match entry {
+                                Some(entry) => drop(state.insert(key, entry)),
+                                None => assert!(state.remove(&key).is_some(), "{key} was not there"),
+                            }
+                        }
+                    }
+                    Step::Passed(revision) => after = revision,
+                    Step::AtEnd => break,
+                }
+            }
+            assert_eq!(state.into_values().collect::<Vec<_>>(), memory.range(prefix).entries);
+        }
+    }
+
+    proptest! {
+        /// Commits in groups are just what they would be one by one.
+        #[test]
+        fn groups_are_as_good_as_single_commits(deeds in deeds(), size in 2..20usize) {
+            let (mut single, mut grouped) = (with_leases(), with_leases());
+            let (mut one, mut many) = ((Answers::new(), Disk::new()), (Answers::new(), Disk::new()));
+            // The end of a lease goes to the front of its group: so that it is at the same place in both,
+            // it is a group of its own.
+            for part in deeds.chunk_by(|a, b| matches!((a, b), (Deed::Commit { .. }, Deed::Commit { .. }))) {
+                one.0.extend(run(&mut single, &mut one.1, part, 1));
+                many.0.extend(run(&mut grouped, &mut many.1, part, size));
+            }
+            prop_assert_eq!(&one, &many);
+            prop_assert_eq!(&single.entries, &grouped.entries);
+            prop_assert_eq!(&single.log.batches, &grouped.log.batches);
+            prop_assert_eq!(single.revision, grouped.revision);
+            check(&single, &one.1);
+        }
+
+        /// However ends of leases fall among commits, memory, disk, leases and watches agree.
+        #[test]
+        fn all_parts_agree(deeds in deeds(), size in 1..20usize) {
+            let mut memory = with_leases();
+            let mut disk = Disk::new();
+            let answers = run(&mut memory, &mut disk, &deeds, size);
+            check(&memory, &disk);
+            let given: Vec<_> = answers.into_iter().flatten().collect();
+            prop_assert!(given.is_sorted());
+        }
+
+        /// With a disk that takes nothing, what is durable does not change, and the rest goes on.
+        #[test]
+        fn a_refusal_keeps_off_the_disk(before in deeds(), deeds in deeds()) {
+            let mut memory = with_leases();
+            let mut disk = Disk::new();
+            run(&mut memory, &mut disk, &before, 5);
+            let refusal = StoreError::Unavailable("full".into());
+            let mut plan = Plan::new(&memory, memory.revision + 1, Revision::MAX, Some(refusal.clone()));
+            for (n, deed) in deeds.iter().enumerate() {
+                if let Some(txn) = prepare(deed, n) {
+                    let durable = txn.writes.iter().any(|w| matches!(w.put, Some((_, None))));
+                    let answer = plan.commit(&txn);
+                    prop_assert!(!durable || answer.is_err());
+                }
+            }
+            let (outcome, _) = plan.finish();
+            prop_assert_eq!(&outcome.durable, &vec![]);
+            memory.publish(outcome);
+            check(&memory, &disk);
+        }
+    }
+}

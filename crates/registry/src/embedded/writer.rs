@@ -67,7 +67,9 @@ pub(super) struct Shared {
     memory: RwLock<Memory>,
     queue: Mutex<Queue>,
     written: Mutex<Written>,
-    backup: Mutex<()>,
+    /// Held while a backup is written; whether the last one has been. Never wait for `written` while
+    /// holding it: closing takes them the other way round.
+    last_backup: Mutex<bool>,
     /// The last published revision; closed with the store.
     pub(super) published: watch::Sender<Published>,
     /// There is a lease that may end before those known to the keeper.
@@ -92,7 +94,7 @@ impl Shared {
             memory: RwLock::new(memory),
             queue: Mutex::default(),
             written: Mutex::new(written),
-            backup: Mutex::new(()),
+            last_backup: Mutex::new(false),
             published: watch::Sender::new(Published::Revision(revision)),
             granted: Notify::new(),
             runtime: tokio::runtime::Handle::current(),
@@ -310,12 +312,15 @@ impl Shared {
 
     /// Writes a backup, unless the one there is the same. Blocking.
     pub(super) fn back_up(&self) {
-        let _one = self.backup.lock().unwrap_or_else(PoisonError::into_inner);
         let (directory, meta) = {
             let written = self.written();
             let Some(disk) = &written.disk else { return };
             (disk.directory().to_owned(), disk.meta.clone())
         };
+        let last = self.last_backup.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last {
+            return;
+        }
         let records = self.memory().durable();
         if let Err(e) = backup::write(&directory, &meta, &records) {
             tracing::warn!("the registry's backup was not written: {e}");
@@ -324,7 +329,8 @@ impl Shared {
 
     fn close(&self, written: &mut Written) {
         self.shut("the registry is closed");
-        let _one = self.backup.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last_backup.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = true;
         let Some(disk) = written.disk.take() else { return };
         let records = self.memory().durable();
         if let Err(e) = backup::write(disk.directory(), &disk.meta, &records) {
