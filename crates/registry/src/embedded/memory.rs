@@ -456,7 +456,7 @@ mod tests {
     }
 
     fn key(n: u8) -> String {
-        format!("{}/{n}", if n % 2 == 0 { "a" } else { "b" })
+        format!("{}/{n}", if n.is_multiple_of(2) { "a" } else { "b" })
     }
 
     fn prepare(deed: &Deed, n: usize) -> Option<Prepared> {
