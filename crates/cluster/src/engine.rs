@@ -19,7 +19,7 @@ use crate::{
     view::{Effects, Known, View, is_placeable},
 };
 use fleet_unit::UnitName;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A decision of the engine. It is committed only if the unit's and the schedule's records still have
 /// the revisions it was made from.
@@ -59,7 +59,7 @@ pub struct Engine {
     /// Units whose machine is not there yet, within the grace.
     deferred: BTreeSet<UnitName>,
     /// The decisions made last, which come back as changes.
-    proposed: BTreeMap<UnitName, Option<MachineId>>,
+    proposed: HashMap<UnitName, Option<MachineId>>,
     replacement_epoch: u64,
 }
 
@@ -104,7 +104,7 @@ impl Engine {
             room: BTreeSet::new(),
             waiting: BTreeSet::new(),
             deferred: BTreeSet::new(),
-            proposed: BTreeMap::new(),
+            proposed: HashMap::new(),
             replacement_epoch: 0,
         }
     }
@@ -139,9 +139,7 @@ impl Engine {
         {
             self.look_at(&mut batch, name);
         }
-        let proposed =
-            batch.decisions.iter().map(|decision| (decision.unit.clone(), decision.machine.clone()));
-        self.proposed = proposed.collect();
+        self.proposed = batch.plan.into_moved();
         batch.decisions
     }
 

@@ -10,9 +10,9 @@ pub type Time = Duration;
 pub type Revision = u64;
 
 /// The ID of a machine: the content of its `/etc/machine-id`, 32 lower-case hexadecimal digits.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
-#[serde(transparent)]
-pub struct MachineId(Arc<str>);
+// The digits themselves, not a pointer to them: the ranking of machines compares IDs more than anything else.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MachineId([u8; 32]);
 
 /// A string that is no machine ID.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,34 +22,47 @@ pub struct MachineIdError(String);
 impl MachineId {
     /// Checks and keeps an ID; upper-case digits become lower-case.
     pub fn parse(text: &str) -> Result<Self, MachineIdError> {
-        let wrong = text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit());
-        if wrong {
-            return Err(MachineIdError(text.chars().take(64).collect()));
+        let wrong = || MachineIdError(text.chars().take(64).collect());
+        let mut digits: [u8; 32] = text.as_bytes().try_into().map_err(|_| wrong())?;
+        if !digits.iter().all(u8::is_ascii_hexdigit) {
+            return Err(wrong());
         }
-        Ok(MachineId(text.to_ascii_lowercase().into()))
+        digits.make_ascii_lowercase();
+        Ok(MachineId(digits))
     }
     /// The 32 digits.
     pub fn as_str(&self) -> &str {
-        &self.0
+        std::str::from_utf8(&self.0).expect("hexadecimal digits are ASCII")
     }
     /// The first 8 digits and `...`, as lists show it.
     pub fn short(&self) -> String {
-        format!("{}...", &self.0[..8])
+        format!("{}...", &self.as_str()[..8])
     }
 }
 impl std::borrow::Borrow<str> for MachineId {
     fn borrow(&self) -> &str {
-        &self.0
+        self.as_str()
+    }
+}
+// As the text it is borrowed as.
+impl std::hash::Hash for MachineId {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+impl serde::Serialize for MachineId {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.as_str())
     }
 }
 impl fmt::Display for MachineId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 impl fmt::Debug for MachineId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 impl<'de> serde::Deserialize<'de> for MachineId {

@@ -17,13 +17,59 @@ pub(crate) struct Plan<'v> {
     moved: HashMap<UnitName, Option<MachineId>>,
     /// The machines touched by moves, as they would be then.
     sites: HashMap<MachineId, Site>,
-    /// Those of them that are there, ranked as they would be then.
-    ranks: BTreeSet<Rank>,
-    /// The same by metadata key and value, of those that were asked for.
-    ranks_by: BTreeMap<String, BTreeMap<String, BTreeSet<Rank>>>,
-    /// For the ranking of all machines, and by metadata, the first in the view's that is not touched: what stands
-    /// before it need not be passed over again. `None`: there is none left.
-    cursors: BTreeMap<Option<(String, String)>, Option<Rank>>,
+    /// All machines.
+    all: Class,
+    /// Those with a metadata value, by key and value, as far as they were asked for.
+    by: BTreeMap<String, BTreeMap<String, Class>>,
+}
+
+/// The plan's part of one ranking of machines, of which the view has the other.
+#[derive(Default)]
+struct Class {
+    /// The machines touched by moves, ranked as they would be then.
+    touched: BTreeSet<Rank>,
+    cursor: Cursor,
+}
+
+/// Where in the view's ranking the first machine is that is not touched: what stands before it need not be passed over
+/// again.
+#[derive(Default)]
+enum Cursor {
+    #[default]
+    Start,
+    At(Rank),
+    End,
+}
+
+impl Class {
+    fn change(&mut self, before: Option<&Rank>, after: &Rank) {
+        if let Some(before) = before {
+            self.touched.remove(before);
+        }
+        self.touched.insert(after.clone());
+    }
+
+    /// Moves the cursor on to the first machine that is not touched.
+    fn advance(&mut self, ranking: &BTreeSet<Rank>, sites: &HashMap<MachineId, Site>) {
+        let mut rest = match &self.cursor {
+            Cursor::Start => ranking.range(..),
+            Cursor::At(first) => ranking.range(first..),
+            Cursor::End => return,
+        };
+        let first = rest.find(|(_, id)| !sites.contains_key(id));
+        self.cursor = first.map_or(Cursor::End, |first| Cursor::At(first.clone()));
+    }
+
+    /// The two parts, each in order.
+    fn lists<'a>(&'a self, ranking: &'a BTreeSet<Rank>) -> impl Iterator<Item = List<'a>> {
+        let untouched = match &self.cursor {
+            Cursor::Start => Some(ranking.range(..)),
+            Cursor::At(first) => Some(ranking.range(first..)),
+            Cursor::End => None,
+        };
+        let untouched = untouched.map(|ranks| List::of(ranks, false));
+        untouched.into_iter().chain([List::of(self.touched.range(..), true)])
+    }
 }
 
 impl Places for Plan<'_> {
@@ -47,14 +93,18 @@ impl<'v> Plan<'v> {
             view,
             moved: HashMap::new(),
             sites: HashMap::new(),
-            ranks: BTreeSet::new(),
-            ranks_by: BTreeMap::new(),
-            cursors: BTreeMap::new(),
+            all: Class::default(),
+            by: BTreeMap::new(),
         }
     }
 
     pub(crate) fn has_moved(&self, name: &UnitName) -> bool {
         self.moved.contains_key(name)
+    }
+
+    /// The moves planned.
+    pub(crate) fn into_moved(self) -> HashMap<UnitName, Option<MachineId>> {
+        self.moved
     }
 
     /// Plans the move of a unit that has not been moved yet. Returns the Global units that are let in or kept out
@@ -99,18 +149,15 @@ impl<'v> Plan<'v> {
             changed = globals.symmetric_difference(&site.globals).cloned().collect();
             site.globals = globals;
         }
-        let after = (site.load(), id.clone());
         if let Some(machine) = machine {
-            let before = before.map(|load| (load, id.clone()));
-            for (key, by_value) in &mut self.ranks_by {
+            let (before, after) = (before.map(|load| (load, id.clone())), (site.load(), id.clone()));
+            self.all.change(before.as_ref(), &after);
+            for (key, by_value) in &mut self.by {
                 let value = machine.metadata.get(key);
-                if let Some(ranks) = value.and_then(|value| by_value.get_mut(value)) {
-                    before.as_ref().map(|before| ranks.remove(before));
-                    ranks.insert(after.clone());
+                if let Some(class) = value.and_then(|value| by_value.get_mut(value)) {
+                    class.change(before.as_ref(), &after);
                 }
             }
-            before.as_ref().map(|before| self.ranks.remove(before));
-            self.ranks.insert(after);
         }
         (!changed.is_empty()).then(|| (id.clone(), changed))
     }
@@ -173,22 +220,22 @@ impl<'v> Plan<'v> {
         let size = |key: &str, values: &BTreeSet<String>| -> usize {
             values.iter().filter_map(|value| ranking.with(key, value)).map(BTreeSet::len).sum()
         };
-        // Each list is in order; a machine is in at most one of the untouched and one of the touched ones.
         let mut lists: Vec<List<'_>> = Vec::new();
         match wants.iter().min_by_key(|(key, values)| size(key, values)) {
             None => {
-                lists.extend(self.untouched(None));
-                lists.push(List::of(self.ranks.range(..), true));
+                self.all.advance(&ranking.all, &self.sites);
+                lists.extend(self.all.lists(&ranking.all));
             }
             Some((key, values)) => {
-                for value in values {
-                    lists.extend(self.untouched(Some((key, value))));
+                // A machine has one value for a key, so none is in two of these classes.
+                let classes = || values.iter().filter_map(|value| Some((value, ranking.with(key, value)?)));
+                for (value, ranking) in classes() {
+                    self.ask_for(key, value, ranking);
                 }
-                for value in values {
-                    self.ask_for(key, value);
+                for (value, ranking) in classes() {
+                    let class = self.by.get(key).and_then(|by_value| by_value.get(value));
+                    lists.extend(class.into_iter().flat_map(|class| class.lists(ranking)));
                 }
-                let touched = values.iter().filter_map(|value| self.ranks_by.get(key)?.get(value));
-                lists.extend(touched.map(|ranks| List::of(ranks.range(..), true)));
             }
         }
         loop {
@@ -197,46 +244,25 @@ impl<'v> Plan<'v> {
             let list = &mut lists[index];
             list.head = list.rest.next();
             let (_, id) = rank;
-            if list.touched == self.sites.contains_key(id) && self.suits(name, unit, id).is_ok() {
+            if (list.touched || !self.sites.contains_key(id)) && self.suits(name, unit, id).is_ok() {
                 return Some(id.clone());
             }
         }
     }
 
-    /// Ranks the touched machines by a metadata value, if that is not done yet.
-    fn ask_for(&mut self, key: &str, value: &str) {
-        if self.ranks_by.get(key).is_some_and(|by_value| by_value.contains_key(value)) {
-            return;
+    /// Makes the class of a metadata value ready.
+    fn ask_for(&mut self, key: &str, value: &str, ranking: &BTreeSet<Rank>) {
+        if let Some(class) = self.by.get_mut(key).and_then(|by_value| by_value.get_mut(value)) {
+            return class.advance(ranking, &self.sites);
         }
         let has = |id: &MachineId| {
             let machine = self.view.machine(id);
             machine.is_some_and(|machine| machine.metadata.get(key).is_some_and(|has| has == value))
         };
-        let ranks = self.ranks.iter().filter(|(_, id)| has(id)).cloned().collect();
-        self.ranks_by.entry(key.to_owned()).or_default().insert(value.to_owned(), ranks);
-    }
-
-    /// The view's ranking, or that of the machines with a metadata value, from the first machine on that no move has
-    /// touched; `None` when there is none.
-    fn untouched(&mut self, class: Option<(&str, &str)>) -> Option<List<'v>> {
-        let ranking = self.view.ranking();
-        let all = match class {
-            None => &ranking.all,
-            Some((key, value)) => ranking.with(key, value)?,
-        };
-        let class = class.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let mut list = match self.cursors.get(&class) {
-            Some(first) => List::of(all.range(first.as_ref()?..), false),
-            None => List::of(all.range(..), false),
-        };
-        let start = list.head;
-        while list.head.is_some_and(|(_, id)| self.sites.contains_key(id)) {
-            list.head = list.rest.next();
-        }
-        if list.head != start {
-            self.cursors.insert(class, list.head.cloned());
-        }
-        Some(list)
+        let touched = self.all.touched.iter().filter(|(_, id)| has(id)).cloned().collect();
+        let mut class = Class { touched, cursor: Cursor::Start };
+        class.advance(ranking, &self.sites);
+        self.by.entry(key.to_owned()).or_default().insert(value.to_owned(), class);
     }
 }
 
