@@ -283,7 +283,7 @@ fn events_are_resumable() -> Result<()> {
     let missed = collect(&format!("?since={before}"), "two.service")?;
     assert!(missed.iter().any(|line| line.contains("unitGone")), "{missed:?}");
     // Only the unit asked for.
-    let one = collect("?snapshot=1&unitName=two.service", "ready")?;
+    let one = collect("?snapshot=1&unitName=two.service", "\"kind\":\"ready\"")?;
     assert_eq!(one.iter().filter(|line| line.starts_with("data:")).count(), 2, "{one:?}");
     // A place in the past that is no longer known.
     fleet.disturb("systemctl restart fleetd.service")?;

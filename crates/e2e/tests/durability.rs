@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use fleet_e2e::{Fleet, until};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 const ROUNDS: usize = 200;
@@ -25,12 +25,14 @@ fn no_acknowledged_write_is_lost() -> Result<()> {
     let count = Arc::new(AtomicUsize::new(0));
     for round in 0..ROUNDS {
         let target = count.load(Ordering::SeqCst) + 3 + round % 7;
+        let killed = Arc::new(AtomicBool::new(false));
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
                 let (http, acknowledged, count) = (http.clone(), acknowledged.clone(), count.clone());
+                let killed = killed.clone();
                 std::thread::spawn(move || {
-                    // Until the connection breaks, which it does when fleetd is killed.
-                    for number in 0.. {
+                    // systemd keeps the socket, so that not every writer sees its connection break.
+                    for number in (0..).take_while(|_| !killed.load(Ordering::SeqCst)) {
                         let name = format!("w{writer}-{}.service", number % 10);
                         let value = round * 1_000_000 + number;
                         let body = format!(
@@ -49,6 +51,7 @@ fn no_acknowledged_write_is_lost() -> Result<()> {
             .collect();
         until("some writes were acknowledged", || Ok(count.load(Ordering::SeqCst) >= target))?;
         fleet.host().run(["systemctl", "kill", "-s", "KILL", "fleetd.service"])?.ok()?;
+        killed.store(true, Ordering::SeqCst);
         for writer in writers {
             writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))?;
         }

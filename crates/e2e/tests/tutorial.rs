@@ -16,8 +16,7 @@ ExecStart=/bin/bash -c "while true; do echo \"Hello, world\"; sleep 1; done"
 "#;
 
 /// It writes faster than one can read.
-const TALK: &str =
-    "[Service]\nExecStart=/bin/bash -c 'for i in {1..30}; do echo line $$i; done; while sleep 0.2; do echo more; done'\n";
+const TALK: &str = "[Service]\nExecStart=/bin/bash -c 'for i in {1..30}; do echo line $$i; done; while sleep 0.2; do echo more; done'\n";
 
 #[test]
 fn tutorial() -> Result<()> {
@@ -82,7 +81,8 @@ fn tutorial() -> Result<()> {
     until("more log", || Ok(fleet.ok("journal --output=cat talk.service")?.contains("more")))?;
     assert_eq!(fleet.ok("journal talk.service")?.lines().count(), 10);
     assert_eq!(fleet.ok("journal --lines 20 --output=cat talk.service")?.lines().count(), 20);
-    let mut follow = fleet.host().start_process(["fleetctl", "journal", "-f", "--output=cat", "talk.service"])?;
+    let mut follow =
+        fleet.host().start_process(["fleetctl", "journal", "-f", "--output=cat", "talk.service"])?;
     for _ in 0..15 {
         // Ten lines are there already, the others come as they are written.
         follow.read_line(fleet_e2e::PATIENCE)?.expect("it goes on until interrupted");

@@ -221,7 +221,13 @@ async fn watch_over(
 fn tend_registry(command: &RegistryCommand, configured: &Path) -> anyhow::Result<()> {
     let at = |directory: &Option<PathBuf>| directory.clone().unwrap_or_else(|| configured.to_owned());
     match command {
-        RegistryCommand::Check { directory } => println!("{}", embedded::check(&at(directory))?),
+        RegistryCommand::Check { directory } => {
+            let report = embedded::check(&at(directory))?;
+            println!("{report}");
+            if !report.is_sound() {
+                bail!("the registry is damaged; `fleetd registry repair` saves what can be saved");
+            }
+        }
         RegistryCommand::Repair { directory } => println!("{}", embedded::repair(&at(directory))?),
     }
     Ok(())
