@@ -348,8 +348,11 @@ fn create(
             "failed creating unit {name}: googleapi: Error 409: unit does not exist and options field empty"
         )));
     }
-    let mut faults =
-        lint::rejections(&name, &file).into_iter().map(|it| format!("{from}:{}: {}", it.line, it.reason));
+    let mut faults = lint::rejections(&name, &file).into_iter().map(|it| match it.line {
+        // A fault of the whole file: something is missing.
+        0 => format!("{from}: {}", it.reason),
+        line => format!("{from}:{line}: {}", it.reason),
+    });
     if let Some(first) = faults.next() {
         return Err(Refusal { more: faults.collect(), ..Refusal::new(first) });
     }

@@ -68,6 +68,14 @@ impl Error {
         }
     }
 
+    /// What happened, without what was asked for.
+    pub fn reason(&self) -> String {
+        match self {
+            Error::NoAnswer { reason, .. } | Error::Malformed { reason, .. } => reason.clone(),
+            refused => refused.to_string(),
+        }
+    }
+
     /// Whether no server answered at all.
     pub fn is_no_answer(&self) -> bool {
         matches!(self, Error::NoAnswer { .. })

@@ -126,11 +126,10 @@ pub(crate) async fn run(context: &Context, bring: Bring) -> Result<i32> {
     let (mut code, under_way) = check_kept(context, goal, &kept).await;
     let quiet = under_way.into_iter().map(|name| (name, false));
     waited.extend(quiet);
-    let all: Vec<&str> = waited.iter().map(|(name, _)| name.as_str()).collect();
-    let going_on = format!("{} {}", verb.word(), all.join(" "));
+    let all: Vec<String> = waited.iter().map(|(name, _)| name.clone()).collect();
     let outcome = wait::wait(context, goal, waited, Limits::of(bring.patience), true).await?;
     let timed_out = |text: &str| format!("Error waiting for unit states, exit status: {text}");
-    code = code.max(report::trouble(context, goal, &outcome, timed_out, &going_on).await);
+    code = code.max(report::trouble(context, goal, &outcome, timed_out, verb.word(), &all).await);
     context.finish()?;
     Ok(code)
 }

@@ -14,20 +14,24 @@ const MOST: usize = 64 << 10;
 /// How long the journal may take to come.
 const JOURNAL: Duration = Duration::from_secs(5);
 
+/// How many names a message lists.
+const NAMES: usize = 5;
+
 /// The exit code after Ctrl-C, as shells have it.
 const INTERRUPTED: i32 = 130;
 
 /// Tells on stderr of all that went wrong, and gives the exit code. `timed_out` makes the original's
-/// line of the text of a timeout; `going_on` says what the cluster goes on with after Ctrl-C.
+/// line of the text of a timeout; `verb` and `units` say what the cluster goes on with after Ctrl-C.
 pub(crate) async fn trouble(
     context: &Context,
     goal: Goal,
     outcome: &Outcome,
     timed_out: impl Fn(&str) -> String,
-    going_on: &str,
+    verb: &str,
+    units: &[String],
 ) -> i32 {
     if outcome.interrupted {
-        eprintln!("Interrupted. The cluster goes on with it: {going_on}.");
+        eprintln!("Interrupted. The cluster goes on with it: {verb} {}.", some_of(units));
         return INTERRUPTED;
     }
     if let Some((name, _)) = outcome.late.first() {
@@ -42,7 +46,7 @@ pub(crate) async fn trouble(
         failure(context, name, verdict).await;
     }
     if let Some(error) = &outcome.lost {
-        eprintln!("Error waiting for units: {error}");
+        eprintln!("Error waiting for units: lost contact with fleetd: {}", error.reason());
         context.hint(error);
     }
     if outcome.is_good() { 0 } else { 1 }
@@ -86,6 +90,15 @@ async fn last_lines(context: &Context, name: &str) -> String {
     let _ = tokio::time::timeout(JOURNAL, read).await;
     bytes.truncate(MOST);
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The first few names, and how many more there are.
+fn some_of(units: &[String]) -> String {
+    let shown = units.iter().take(NAMES).cloned().collect::<Vec<_>>().join(" ");
+    match units.len().saturating_sub(NAMES) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 /// A file that cannot be opened, in the original's words.

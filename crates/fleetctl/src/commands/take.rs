@@ -101,8 +101,7 @@ async fn lower(context: &Context, take: Take, way: &Way) -> Result<i32> {
         if !outcome.is_good() {
             let timed_out =
                 |text: &str| format!("Failed to {} units {}. err: {text}", way.word, bracketed(&lowered));
-            let going_on = format!("{} {}", way.word, lowered.join(" "));
-            return Ok(report::trouble(context, way.goal, &outcome, timed_out, &going_on).await);
+            return Ok(report::trouble(context, way.goal, &outcome, timed_out, way.word, &lowered).await);
         }
     }
     eprintln!("Successfully {} units {}.", way.done, bracketed(&lowered));
@@ -135,8 +134,7 @@ pub(crate) async fn destroy(context: &Context, take: Take) -> Result<i32> {
         let outcome = wait::wait(context, Goal::Gone, fresh_none(&destroyed), limits, false).await?;
         if !outcome.is_good() {
             let timed_out = |text: &str| format!("Error destroying units: {text}");
-            let going_on = format!("destroy {}", destroyed.join(" "));
-            code = report::trouble(context, Goal::Gone, &outcome, timed_out, &going_on).await;
+            code = report::trouble(context, Goal::Gone, &outcome, timed_out, "destroy", &destroyed).await;
             let unfinished = outcome.interrupted || outcome.lost.is_some();
             missing = destroyed
                 .iter()
@@ -246,7 +244,7 @@ async fn step(
     let outcome = wait::wait(context, goal, waited, Limits::of(patience), say).await?;
     let timed_out = |text: &str| format!("Error waiting for unit states, exit status: {text}");
     let word = if goal == Goal::Stopped { "stop" } else { "start" };
-    Ok(report::trouble(context, goal, &outcome, timed_out, &format!("{word} {}", unit.name)).await)
+    Ok(report::trouble(context, goal, &outcome, timed_out, word, std::slice::from_ref(&unit.name)).await)
 }
 
 fn setting(unit: &Unit) -> String {

@@ -130,7 +130,7 @@ pub(crate) async fn wait(
             news = feed.next() => match news {
                 News::Begin(source) => tracker.begin(source),
                 News::Trouble(error) => {
-                    progress.show(&format!("Lost contact with fleetd, trying again: {error}"), true);
+                    progress.show(&format!("Lost contact with fleetd, trying again: {}", error.reason()), true);
                     continue;
                 }
                 News::Lost(error) => {
