@@ -1,0 +1,150 @@
+//! The program against a server that knows only what the original's did: no events, no texts, no
+//! explanations. It has to get along by asking again and again.
+#![allow(clippy::unwrap_used)]
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+
+const MACHINE: &str = "4a1e0c2fb7d94e6c8f3a51d2c07e9b11";
+
+/// What the server knows: units by name, and how often each was looked at since it was changed, so
+/// that every change takes its time.
+#[derive(Default)]
+struct Cluster {
+    units: BTreeMap<String, (Value, usize)>,
+}
+
+impl Cluster {
+    fn answer(&mut self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let path = path.split('?').next().unwrap().strip_prefix("/fleet/v1/").unwrap();
+        match (method, path.split_once('/')) {
+            ("GET", None) if path == "machines" => {
+                (200, json!({"machines": [{"id": MACHINE, "primaryIP": "172.30.7.11"}]}))
+            }
+            ("GET", None) if path == "state" => {
+                let loaded = self.units.values().filter(|(unit, _)| unit["currentState"] != "inactive");
+                let states: Vec<Value> = loaded
+                    .map(|(unit, _)| {
+                        let active = if unit["currentState"] == "launched" { "active" } else { "inactive" };
+                        json!({"name": unit["name"], "machineID": MACHINE, "systemdLoadState": "loaded",
+                               "systemdActiveState": active, "systemdSubState": "sub"})
+                    })
+                    .collect();
+                (200, json!({"states": states}))
+            }
+            ("GET", Some(("units", name))) if !name.contains('/') => match self.units.get_mut(name) {
+                None => (404, json!({"error": {"code": 404, "message": "unit does not exist"}})),
+                Some((unit, looks)) => {
+                    *looks += 1;
+                    if *looks > 1 {
+                        unit["currentState"] = unit["desiredState"].clone();
+                        let placed = unit["desiredState"] != "inactive";
+                        unit["machineID"] = if placed { MACHINE.into() } else { "".into() };
+                    }
+                    (200, unit.clone())
+                }
+            },
+            ("PUT", Some(("units", name))) => {
+                let wanted: Value = serde_json::from_str(body).unwrap();
+                let new = json!({"name": name, "currentState": "inactive", "machineID": ""});
+                let (unit, looks) = self.units.entry(name.to_owned()).or_insert((new, 0));
+                for key in ["desiredState", "options"] {
+                    if !wanted[key].is_null() {
+                        unit[key] = wanted[key].clone();
+                    }
+                }
+                *looks = 0;
+                (201, Value::Null)
+            }
+            ("DELETE", Some(("units", name))) => {
+                self.units.remove(name);
+                (204, Value::Null)
+            }
+            _ => (404, json!({"error": {"code": 404, "message": ""}})),
+        }
+    }
+}
+
+fn converse(stream: UnixStream, cluster: &Mutex<Cluster>) -> Option<()> {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let mut request = String::new();
+        stream.read_line(&mut request).ok()?;
+        let mut words = request.split(' ');
+        let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            stream.read_line(&mut line).ok()?;
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().ok()?;
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).ok()?;
+        let (status, answer) = cluster.lock().ok()?.answer(&method, &path, std::str::from_utf8(&body).ok()?);
+        let text = if answer.is_null() { String::new() } else { answer.to_string() };
+        let length =
+            if status == 204 { String::new() } else { format!("Content-Length: {}\r\n", text.len()) };
+        stream.get_mut().write_all(format!("HTTP/1.1 {status} X\r\n{length}\r\n{text}").as_bytes()).ok()?;
+    }
+}
+
+/// Runs fleetctl; what it said on stdout and stderr, and its exit code.
+fn fleetctl(directory: &Path, arguments: &[&str]) -> (String, String, i32) {
+    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_fleetctl"))
+        .arg(format!("--endpoint=unix://{}", directory.join("fleet.sock").display()))
+        .args(arguments)
+        .current_dir(directory)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(stdout), text(stderr), status.code().unwrap())
+}
+
+#[test]
+fn a_unit_s_life() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let listener = UnixListener::bind(directory.join("fleet.sock")).unwrap();
+    let cluster = Arc::new(Mutex::new(Cluster::default()));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let cluster = cluster.clone();
+            std::thread::spawn(move || converse(stream, &cluster));
+        }
+    });
+    std::fs::write(directory.join("a.service"), "[Service]\nExecStart=/bin/sleep infinity\n").unwrap();
+    let run = |arguments: &[&str]| fleetctl(directory, arguments);
+    let on = "on 4a1e0c2f.../172.30.7.11";
+    assert_eq!(run(&["submit", "a"]), ("Unit a.service inactive\n".into(), String::new(), 0));
+    assert_eq!(run(&["load", "a"]), (format!("Unit a.service loaded {on}\n"), String::new(), 0));
+    assert_eq!(run(&["start", "a"]), (format!("Unit a.service launched {on}\n"), String::new(), 0));
+    assert_eq!(run(&["start", "a"]), (String::new(), String::new(), 0));
+    assert_eq!(run(&["cat", "a"]).0, "[Service]\nExecStart=/bin/sleep infinity\n");
+    assert_eq!(
+        run(&["list-units"]).0,
+        "UNIT\t\tMACHINE\t\t\tACTIVE\tSUB\na.service\t4a1e0c2f.../172.30.7.11\tactive\tsub\n"
+    );
+    let (out, err, code) = run(&["status", "a"]);
+    assert_eq!((out.as_str(), code), ("", 1));
+    assert!(err.contains("fleetctl ssh a.service systemctl status"), "{err}");
+    assert_eq!(
+        run(&["stop", "a"]),
+        (format!("Unit a.service loaded {on}\n"), "Successfully stopped units [a.service].\n".into(), 0)
+    );
+    assert_eq!(
+        run(&["unload", "a"]),
+        ("Unit a.service inactive\n".into(), "Successfully unloaded units [a.service].\n".into(), 0)
+    );
+    assert_eq!(run(&["destroy", "a", "nonsuch"]), ("Destroyed a.service\n".into(), String::new(), 0));
+    assert_eq!(run(&["destroy", "a"]), (String::new(), "Units not found in registry\n".into(), 0));
+    assert_eq!(run(&["start"]), (String::new(), "No units given\n".into(), 2));
+}
