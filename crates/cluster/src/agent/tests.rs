@@ -282,6 +282,15 @@ fn what_the_original_left_is_adopted() {
 }
 
 #[test]
+fn what_ends_by_itself_is_started_when_it_has_ended() {
+    let ending = Observed { text: Some(TEXTS[0].into()), ..Observed::default() };
+    let mut machine = Machine::new(&ending, "deactivating");
+    let launched = wanted(0, DesiredState::Launched);
+    machine.settle(Some(&launched));
+    assert_eq!(machine.steps[..4], [Step::Ask, Step::Rest, Step::Ask, Step::Start(launched.file.hash())]);
+}
+
+#[test]
 fn what_else_has_the_name_is_not_touched_when_nothing_is_wanted() {
     let foreign = Observed { systemd: Some(state("active")), ..Observed::default() };
     assert_eq!(next(None, &foreign), Step::Forget);

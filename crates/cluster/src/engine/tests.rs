@@ -83,6 +83,34 @@ proptest! {
         }
     }
 
+    /// Each decision, seen as made after the ones before it: of all machines the unit fits on it takes the least
+    /// loaded, of two such that with the smaller ID, and only where there is none it takes none.
+    #[test]
+    fn each_decision_is_the_best(events in events(40), burst in 1usize..6) {
+        let mut cluster = Cluster::new();
+        for events in events.chunks(burst) {
+            for event in events {
+                cluster.happen(event);
+            }
+            for round in 0.. {
+                let decisions = cluster.engine.decide(&cluster.view, cluster.now, usize::MAX);
+                prop_assert!(round < 12);
+                for decision in &decisions {
+                    let (view, unit) = (&cluster.view, &decision.unit);
+                    let fitting = view.machines().filter(|(id, _)| fits(view, unit, id).is_ok());
+                    let best = fitting.map(|(id, _)| (view.all_wanted(id).len(), id)).min();
+                    let placeable = view.unit(unit).is_some_and(|known| is_placeable(unit, known));
+                    let best = best.filter(|_| placeable).map(|(_, id)| id);
+                    prop_assert_eq!(decision.machine.as_ref(), best, "{:?}", decision);
+                    cluster.commit(std::slice::from_ref(decision));
+                }
+                if decisions.is_empty() {
+                    break;
+                }
+            }
+        }
+    }
+
     /// In bursts and by small batches, with agents that stop and start: in the end all is as it should be.
     #[test]
     fn comes_to_rest_in_small_batches(events in events(60), limit in 1usize..4) {
@@ -357,6 +385,20 @@ fn who_comes_to_conflict_by_its_own_file_has_to_go() {
     assert_eq!(cluster.settle(), []);
     let Some(Unplaced::NoFit(why)) = explain(&cluster.view, &name("b.service")) else { panic!() };
     assert_eq!(why[0].1.to_string(), "a.service, which is there, conflicts with it (Conflicts=b*)");
+}
+
+#[test]
+fn who_names_the_other_has_to_go_also_when_the_other_comes_back() {
+    // b is to be inactive and still in the schedule when a comes; then b is started again.
+    let mut cluster = Cluster::with_machines([1]);
+    cluster.submit("b.service", "", DesiredState::Inactive);
+    cluster.start("a.service", "Conflicts=b.service");
+    cluster.settle();
+    cluster.apply(Change::Schedule(name("b.service"), Some((id(1), 99))));
+    assert_eq!(cluster.at("a.service"), Some(1));
+    cluster.start("b.service", "");
+    cluster.settle();
+    assert_eq!((cluster.at("a.service"), cluster.at("b.service")), (None, Some(1)));
 }
 
 #[test]
