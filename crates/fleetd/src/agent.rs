@@ -10,12 +10,11 @@ use fleet_cluster::model::*;
 use fleet_link::{AgentEnd, Ask, Chunk, FromAgent, Request, ToAgent};
 use fleet_systemd::{Error, JobResult, Notice, Output, Systemd};
 use fleet_unit::{Hash, UnitFile, UnitName};
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::collections::{BTreeMap, BTreeSet};
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// After a failure of the machine (full disk, systemd out of reach) the next attempt waits this long, doubled up
 /// to the second value.
@@ -33,7 +32,8 @@ const MOST_ROUNDS: usize = 12;
 /// A batch that takes longer than this hangs: each call to systemd in it has a shorter deadline of its own.
 const STUCK: Duration = Duration::from_secs(600);
 
-type JobFuture = Pin<Box<dyn Future<Output = (UnitName, u64, Job, Hash, Result<JobResult, Error>)> + Send>>;
+/// How a job ended: its unit, its number, what it was, the hash of the file it was for.
+type JobEnd = (UnitName, u64, Job, Hash, Result<JobResult, Error>);
 
 /// What the agent remembers of one unit.
 #[derive(Debug, Default)]
@@ -88,7 +88,8 @@ pub struct Agent<S> {
     touched: BTreeSet<UnitName>,
     /// Units that wait after a failure.
     held: BTreeSet<UnitName>,
-    jobs: FuturesUnordered<JobFuture>,
+    /// Jobs under way, each in a task of its own: they must get on while a batch waits for systemd.
+    jobs: JoinSet<JobEnd>,
     job_count: u64,
     questions: JoinSet<()>,
     pulse: Arc<Pulse>,
@@ -116,7 +117,7 @@ impl<S: Systemd> Agent<S> {
             dirty,
             touched: BTreeSet::new(),
             held: BTreeSet::new(),
-            jobs: FuturesUnordered::new(),
+            jobs: JoinSet::new(),
             job_count: 0,
             questions: JoinSet::new(),
             pulse: Arc::default(),
@@ -173,7 +174,14 @@ impl<S: Systemd> Agent<S> {
                     }
                     None => break,
                 },
-                Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.job_done(done).await,
+                Some(done) = self.jobs.join_next() => match done {
+                    Ok(done) => self.job_done(done).await,
+                    Err(error) => {
+                        // A task that panicked is a mistake in fleetd: it starts anew from what is on the machine.
+                        error!("a job could not be carried out: {error}");
+                        break;
+                    }
+                },
                 notice = notices.recv() => match notice {
                     Some(Notice::Units(names)) => self.look_again(names),
                     Some(Notice::All) => self.look_again(self.slots.keys().cloned().collect()),
@@ -188,6 +196,7 @@ impl<S: Systemd> Agent<S> {
             }
         }
         self.questions.shutdown().await;
+        self.jobs.shutdown().await;
     }
 
     fn take(&mut self, message: ToAgent) {
@@ -310,16 +319,16 @@ impl<S: Systemd> Agent<S> {
             slot.problem = None;
         }
         let systemd = self.systemd.clone();
-        self.jobs.push(Box::pin(async move {
+        self.jobs.spawn(async move {
             let result = match job {
                 Job::Start => systemd.start(&name).await,
                 Job::Stop => systemd.stop(&name).await,
             };
             (name, number, job, hash, result)
-        }));
+        });
     }
 
-    async fn job_done(&mut self, done: (UnitName, u64, Job, Hash, Result<JobResult, Error>)) {
+    async fn job_done(&mut self, done: JobEnd) {
         let (name, number, job, hash, result) = done;
         let Some(slot) = self.slots.get_mut(&name) else { return };
         if slot.job != number {

@@ -1,9 +1,9 @@
 //! The HTTP API v1 (golden/19-api.txt) and what fleet adds to it, answered from the server's view.
 //!
-//! - [`route`]: which path and method is what; pure
-//! - [`decode`]: bodies, with the original's words for what is wrong with them; pure
-//! - [`resources`]: units, states, machines
-//! - [`live`]: status, journal and events: answers that come from machines or go on
+//! - `route`: which path and method is what; pure
+//! - `decode`: bodies, with the original's words for what is wrong with them; pure
+//! - `resources`: units, states, machines
+//! - `live`: status, journal and events: answers that come from machines or go on
 //!
 //! Bounds: connections, header time, body size and time; every answer but the live ones has a deadline.
 

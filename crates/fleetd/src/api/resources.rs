@@ -8,6 +8,11 @@ use fleet_registry::{Store, StoreError};
 use fleet_unit::{UnitFile, UnitName, UnitOption};
 use hyper::{HeaderMap, Request, Response, StatusCode, body::Incoming, header};
 use route::Route;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long a request waits for the registry to be read when fleetd starts.
+const START_DEADLINE: Duration = Duration::from_secs(10);
 
 const NO_UNIT: &str = "unit does not exist";
 
@@ -16,7 +21,8 @@ impl<S: Store> Api<S> {
         let route = route::route(request.method(), request.uri().path());
         let query = route::query(request.uri().query());
         let needs_view = !matches!(route, Route::Discovery | Route::Refused(..));
-        if needs_view && *self.server.hub().applied().borrow() == 0 {
+        // The first request after socket activation may be here before the registry is read.
+        if needs_view && timeout(START_DEADLINE, self.server.hub().reached(1)).await.is_err() {
             return failure(StatusCode::SERVICE_UNAVAILABLE, "fleet server has not read its registry yet");
         }
         match route {
