@@ -11,7 +11,7 @@
 //!
 //! # How it works
 //!
-//! All entries are in memory, and reads come from there. Writes go through one [writer](writer) that
+//! All entries are in memory, and reads come from there. Writes go through one [`writer`] that
 //! takes all that wait, checks their conditions one after the other, writes them in one transaction of
 //! the database, syncs, and only then shows them to readers and watchers and answers. Keys under leases
 //! are never on disk; they end with the process, and the agents bring them back. They take revisions

@@ -87,7 +87,7 @@ pub trait Systemd: Send + Sync + 'static {
     /// What is there from before.
     fn find(&self) -> impl Future<Output = Result<Found, Error>> + Send;
     /// Writes files and makes them known to systemd, all in as few calls as possible; a result for each, in
-    /// order. Units with an [Install] section are enabled until the next boot. Nothing is reloaded.
+    /// order. Units with an `[Install]` section are enabled until the next boot. Nothing is reloaded.
     fn install(&self, units: &[(UnitName, UnitFile)]) -> impl Future<Output = Vec<Result<(), Error>>> + Send;
     /// Unlinks (and disables) and deletes files; failed states are forgotten. A result for each, in order.
     fn remove(&self, units: &[UnitName]) -> impl Future<Output = Vec<Result<(), Error>>> + Send;

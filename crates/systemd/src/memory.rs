@@ -14,7 +14,7 @@ pub enum Behaviour {
     Works,
     /// It fails.
     Fails,
-    /// It is under way until another job takes its place or [`MemorySystemd::finish`] is called.
+    /// It is under way until another job takes its place or [`MemorySystemd::behave`] says otherwise.
     Hangs,
 }
 
