@@ -114,7 +114,7 @@ unit() {
 /// Runs a script after [`TIMING`], and returns the seconds it printed under a name.
 fn measure(host: &Host, script: &str) -> Result<impl Fn(&str) -> Vec<f64> + use<>> {
     let script = format!("set -e\n. /root/timing\n{script}");
-    let output = host.command(["/bin/bash", "-c", &script]).deadline(Duration::from_secs(600)).run()?.ok()?;
+    let output = host.command(["/bin/bash", "-c", &script]).deadline(Duration::from_secs(300)).run()?.ok()?;
     Ok(move |name: &str| {
         let lines = output.stdout.lines().filter_map(|line| line.split_once(' '));
         lines

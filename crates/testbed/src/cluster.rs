@@ -109,17 +109,9 @@ impl Cluster {
     pub fn up(options: Options) -> Result<Cluster> {
         options.check()?;
         prerequisites::check()?;
-        let name = &options.name;
-        cleanup::register(name)?;
-        // From here on an error takes down what stands so far: by drop, or here before there is one.
-        let mut cluster = match Cluster::lay(&options) {
-            Ok(cluster) => cluster,
-            Err(error) => {
-                cleanup::unregister(name);
-                return Err(error);
-            }
-        };
-        cluster.start(&options).with_context(|| format!("cluster {name}"))?;
+        // From here on an error takes down what stands so far, by drop.
+        let mut cluster = Cluster::lay(&options)?;
+        cluster.start(&options).with_context(|| format!("cluster {}", options.name))?;
         Ok(cluster)
     }
 
@@ -153,9 +145,10 @@ impl Cluster {
 
     /// Takes a name and a subnet, under the lock.
     fn lay(options: &Options) -> Result<Cluster> {
+        // Before the lock: the signal thread takes them in this order too.
+        let _making = cleanup::making();
         let _lock = lock()?;
         sweep()?;
-        let _making = cleanup::making();
         let dir = cluster_dir(&options.name);
         if dir.exists() {
             bail!("there is a cluster {0:?} already; end it with `fleet-testbed down {0}`", options.name);
@@ -178,6 +171,7 @@ impl Cluster {
         };
         fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let cluster = Cluster::from_record(record, dir, true);
+        cleanup::register(&options.name)?;
         write_record(&cluster.dir.join("cluster.json"), &cluster.record)?;
         // Made under the lock, so that the next search for a free subnet sees it.
         let ClusterRecord { bridge, subnet, .. } = &cluster.record;
@@ -262,9 +256,6 @@ impl Cluster {
     }
 
     fn take_down(&self) -> Result<()> {
-        for host in &self.hosts {
-            host.kill()?;
-        }
         remove(&self.record.name)
     }
 }
@@ -292,6 +283,12 @@ impl Drop for Cluster {
 /// Removes all that stands for the cluster called `name`, from what is on record alone; whatever is
 /// gone already is fine.
 pub(crate) fn remove(name: &str) -> Result<()> {
+    // Half a cluster must not be seen by a sweep, which would take it for a ruin.
+    let _lock = lock()?;
+    remove_locked(name)
+}
+
+fn remove_locked(name: &str) -> Result<()> {
     check_name(name)?;
     let dir = cluster_dir(name);
     // A damaged record must not keep the rest from going.
@@ -346,7 +343,7 @@ fn sweep() -> Result<()> {
             Ok(None) | Err(_) => true,
         };
         if orphan {
-            remove(&name).with_context(|| format!("cannot remove what is left of cluster {name}"))?;
+            remove_locked(&name).with_context(|| format!("cannot remove what is left of cluster {name}"))?;
         }
     }
     Ok(())

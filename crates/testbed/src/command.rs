@@ -26,11 +26,17 @@ pub struct Command {
     shown: String,
     stdin: Vec<u8>,
     deadline: Duration,
+    /// Why it cannot be run.
+    impossible: Option<anyhow::Error>,
 }
 
 impl Command {
-    /// `init` is the number of the host's PID 1 on this machine.
-    pub(crate) fn in_host(host: &str, init: i32, dir: &str, argv: &[OsString]) -> Command {
+    /// `init` is the number of the host's PID 1 on this machine, or why there is none.
+    pub(crate) fn in_host(host: &str, init: Result<i32>, dir: &str, argv: &[OsString]) -> Command {
+        let (init, impossible) = match init {
+            Ok(init) => (init, None),
+            Err(error) => (0, Some(error)),
+        };
         let mut inner = std::process::Command::new("nsenter");
         inner.arg("-t").arg(init.to_string()).arg("-a").arg(format!("--wdns={dir}")).arg("--").args(argv);
         inner.env_clear().env("PATH", HOST_PATH).env("HOME", "/root").env("USER", "root");
@@ -40,6 +46,7 @@ impl Command {
             shown: format!("{host}: {}", join(argv)),
             stdin: Vec::new(),
             deadline: DEFAULT_DEADLINE,
+            impossible,
         }
     }
 
@@ -70,6 +77,7 @@ impl Command {
 
     /// Starts the command and returns at once.
     pub fn start(mut self) -> Result<Running> {
+        self.check()?;
         // A group of its own: a kill then reaches all it started, in the host's PID namespace too.
         self.inner.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::piped());
         let mut child =
@@ -95,8 +103,15 @@ impl Command {
         })
     }
 
+    fn check(&mut self) -> Result<()> {
+        self.impossible.take().map_or(Ok(()), Err)
+    }
+
     /// Replaces this process by the command, on this process's terminal.
     pub(crate) fn exec(mut self) -> anyhow::Error {
+        if let Err(error) = self.check() {
+            return error;
+        }
         if let Some(term) = std::env::var_os("TERM") {
             self.inner.env("TERM", term);
         }
@@ -106,6 +121,7 @@ impl Command {
 
     /// Runs the command on this process's terminal and returns how it ended.
     pub(crate) fn attach(mut self) -> Result<ExitStatus> {
+        self.check()?;
         if let Some(term) = std::env::var_os("TERM") {
             self.inner.env("TERM", term);
         }

@@ -304,15 +304,12 @@ impl Host {
 
     /// A command in the host with another working directory than /root.
     pub fn command_in<S: Into<OsString>>(&self, dir: &str, argv: impl IntoIterator<Item = S>) -> Command {
-        // 0 is no process: nsenter then says so, and the run fails with this host's name.
-        let init = self.init().map_or(0, |p| p.pid);
         let argv: Vec<OsString> = argv.into_iter().map(Into::into).collect();
-        Command::in_host(&self.name, init, dir, &argv)
+        Command::in_host(&self.name, self.init().map(|init| init.pid), dir, &argv)
     }
 
     /// Runs a command to its end, with the default deadline.
     pub fn run<S: Into<OsString>>(&self, argv: impl IntoIterator<Item = S>) -> Result<Output> {
-        self.init()?;
         self.command(argv).run()
     }
 
@@ -323,21 +320,16 @@ impl Host {
 
     /// Starts a command and returns at once; for streams and what runs alongside.
     pub fn start_process<S: Into<OsString>>(&self, argv: impl IntoIterator<Item = S>) -> Result<Running> {
-        self.init()?;
         self.command(argv).start()
     }
 
     /// Replaces this process by a command in the host; returns only the error when that fails.
     pub fn exec<S: Into<OsString>>(&self, argv: impl IntoIterator<Item = S>) -> anyhow::Error {
-        match self.init() {
-            Ok(_) => self.command(argv).exec(),
-            Err(error) => error,
-        }
+        self.command(argv).exec()
     }
 
     /// A login shell in the host on this process's terminal; returns when it ends.
     pub fn shell(&self) -> Result<std::process::ExitStatus> {
-        self.init()?;
         // script gives it a terminal of the host's own, so that job control works.
         self.command(["script", "-qec", "/bin/bash -l", "/dev/null"]).attach()
     }
