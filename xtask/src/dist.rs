@@ -51,6 +51,8 @@ pub(crate) fn run() -> Result<()> {
             "--numeric-owner",
             "--use-compress-program=gzip -n9",
         ]);
+        // The modes of directories are those of this machine otherwise, and unpacking would spread them.
+        tar.arg("--mode=u=rwX,go=rX");
         tar.arg(format!("--mtime=@{}", time.trim()));
         tar.arg("-C").arg(&dist).arg("-cf").arg(&archive).arg(&name);
         run_command(tar)?;
