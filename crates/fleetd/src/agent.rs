@@ -26,6 +26,13 @@ const FULL_PASS: Duration = Duration::from_secs(300);
 /// Questions answered at the same time; more wait in the session's queue.
 const QUESTIONS: usize = 64;
 
+/// While jobs of the last batch are under way, units to install gather for the next one, but no longer than this:
+/// after each change of the unit directories systemd reads them anew, which costs it as much as several starts.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// The state of a unit with a job under way is asked this often; when the job ends it is asked at once.
+const PROGRESS: Duration = Duration::from_millis(500);
+
 /// More immediate steps than this for one unit in one go mean that the machine does not do what it says.
 const MOST_ROUNDS: usize = 12;
 
@@ -91,6 +98,13 @@ pub struct Agent<S> {
     /// Jobs under way, each in a task of its own: they must get on while a batch waits for systemd.
     jobs: JoinSet<JobEnd>,
     job_count: u64,
+    /// The last batch of installed units, while it holds up the next: its jobs under way, and until when.
+    batch: Option<(BTreeSet<u64>, Instant)>,
+    /// Units that wait to be installed with the next batch.
+    gathered: BTreeSet<UnitName>,
+    /// Units with a job whose state changed, and when they are to be looked at.
+    progress: BTreeSet<UnitName>,
+    progress_at: Option<Instant>,
     questions: JoinSet<()>,
     pulse: Arc<Pulse>,
 }
@@ -119,6 +133,10 @@ impl<S: Systemd> Agent<S> {
             held: BTreeSet::new(),
             jobs: JoinSet::new(),
             job_count: 0,
+            batch: None,
+            gathered: BTreeSet::new(),
+            progress: BTreeSet::new(),
+            progress_at: None,
             questions: JoinSet::new(),
             pulse: Arc::default(),
         })
@@ -147,11 +165,10 @@ impl<S: Systemd> Agent<S> {
                     None => std::future::pending().await,
                 }
             };
-            let holds = self.held.iter().filter_map(|name| self.slots.get(name)?.hold);
-            let next_hold = holds.min();
-            let held = async {
-                match next_hold {
-                    Some(until) => tokio::time::sleep_until(until).await,
+            let wake_at = self.wake_at();
+            let wake = async {
+                match wake_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
@@ -175,7 +192,13 @@ impl<S: Systemd> Agent<S> {
                     None => break,
                 },
                 Some(done) = self.jobs.join_next() => match done {
-                    Ok(done) => self.job_done(done).await,
+                    Ok(done) => {
+                        self.job_done(done).await;
+                        // Those that ended meanwhile, too, so that their states are asked together.
+                        while let Some(Ok(done)) = self.jobs.try_join_next() {
+                            self.job_done(done).await;
+                        }
+                    }
                     Err(error) => {
                         // A task that panicked is a mistake in fleetd: it starts anew from what is on the machine.
                         error!("a job could not be carried out: {error}");
@@ -190,7 +213,7 @@ impl<S: Systemd> Agent<S> {
                         break;
                     }
                 },
-                () = held => self.end_holds(),
+                () = wake => self.wake(),
                 _ = full_pass.tick() => self.look_again(self.slots.keys().cloned().collect()),
                 Some(_) = self.questions.join_next(), if !self.questions.is_empty() => {}
             }
@@ -226,15 +249,51 @@ impl<S: Systemd> Agent<S> {
     /// Their states may have changed.
     fn look_again(&mut self, names: BTreeSet<UnitName>) {
         for name in names {
-            if let Some(slot) = self.slots.get_mut(&name) {
-                slot.observed.systemd = None;
-                self.dirty.insert(name);
+            match self.slots.get_mut(&name) {
+                Some(slot) if slot.observed.job.is_some() => {
+                    self.progress.insert(name);
+                    self.progress_at.get_or_insert_with(|| Instant::now() + PROGRESS);
+                }
+                Some(slot) => {
+                    slot.observed.systemd = None;
+                    self.dirty.insert(name);
+                }
+                None => {}
             }
         }
     }
 
-    fn end_holds(&mut self) {
+    /// When there is something to do though nothing comes.
+    fn wake_at(&self) -> Option<Instant> {
+        let holds = self.held.iter().filter_map(|name| self.slots.get(name)?.hold);
+        let batch = self.batch.as_ref().filter(|_| !self.gathered.is_empty()).map(|(_, ends)| *ends);
+        holds.chain(batch).chain(self.progress_at).min()
+    }
+
+    fn wake(&mut self) {
         let now = Instant::now();
+        if self.progress_at.is_some_and(|at| at <= now) {
+            self.progress_at = None;
+            for name in std::mem::take(&mut self.progress) {
+                if let Some(slot) = self.slots.get_mut(&name) {
+                    slot.observed.systemd = None;
+                    self.dirty.insert(name);
+                }
+            }
+        }
+        if self.batch.as_ref().is_some_and(|(_, ends)| *ends <= now) {
+            self.end_batch();
+        }
+        self.end_holds(now);
+    }
+
+    /// The next batch may begin.
+    fn end_batch(&mut self) {
+        self.batch = None;
+        self.dirty.append(&mut self.gathered);
+    }
+
+    fn end_holds(&mut self, now: Instant) {
         let (slots, dirty) = (&mut self.slots, &mut self.dirty);
         self.held.retain(|name| match slots.get_mut(name) {
             Some(slot) if slot.hold.is_some_and(|until| until > now) => true,
@@ -279,6 +338,11 @@ impl<S: Systemd> Agent<S> {
             match logic::next(wanted, &slot.observed) {
                 Step::Rest => {}
                 Step::Ask => ask.push(name),
+                Step::Install
+                    if self.batch.as_ref().is_some_and(|(jobs, ends)| !jobs.is_empty() && *ends > now) =>
+                {
+                    self.gathered.insert(name);
+                }
                 Step::Install => install.extend(wanted.map(|wanted| (name, wanted.file.clone()))),
                 Step::Start(hash) => self.begin(name, Job::Start, hash),
                 Step::Stop => {
@@ -300,6 +364,7 @@ impl<S: Systemd> Agent<S> {
             }
         }
         if !install.is_empty() {
+            self.batch = Some((BTreeSet::new(), now + GATHER));
             self.install(install).await;
         }
         if !remove.is_empty() {
@@ -318,6 +383,9 @@ impl<S: Systemd> Agent<S> {
             slot.job = number;
             slot.problem = None;
         }
+        if let (Job::Start, Some((jobs, _))) = (job, &mut self.batch) {
+            jobs.insert(number);
+        }
         let systemd = self.systemd.clone();
         self.jobs.spawn(async move {
             let result = match job {
@@ -330,6 +398,12 @@ impl<S: Systemd> Agent<S> {
 
     async fn job_done(&mut self, done: JobEnd) {
         let (name, number, job, hash, result) = done;
+        if let Some((jobs, _)) = &mut self.batch
+            && jobs.remove(&number)
+            && jobs.is_empty()
+        {
+            self.end_batch();
+        }
         let Some(slot) = self.slots.get_mut(&name) else { return };
         if slot.job != number {
             debug!(UNIT = %name, "an older {job:?} of {name} ended: {result:?}");
