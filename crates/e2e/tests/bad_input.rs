@@ -3,7 +3,7 @@
 use super::SLEEP;
 use anyhow::Result;
 use fleet_e2e::{Fleet, until};
-use std::io::Write;
+use std::io::{Read, Write};
 
 #[test]
 fn unit_files_and_names() -> Result<()> {
@@ -238,6 +238,11 @@ fn clients_that_misbehave() -> Result<()> {
     assert!(matches!(http.raw(long.as_bytes())?.status, 400 | 431));
     let head = "PUT /fleet/v1/units/big.service HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 104857600\r\n\r\n";
     assert_eq!(http.raw(format!("{head}{}", " ".repeat(9 << 20)).as_bytes())?.status, 413);
+    // A body that never comes is waited for only so long.
+    let mut stalled = http.connect()?;
+    stalled.write_all(
+        b"PUT /fleet/v1/units/slow.service HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
+    )?;
     // Clients that connect and say nothing, or half, hold nobody up.
     let mut idle = Vec::new();
     for number in 0..200 {
@@ -260,5 +265,9 @@ fn clients_that_misbehave() -> Result<()> {
     let names: Vec<_> = (0..50).map(|number| format!("u{number}.service")).collect();
     fleet.ok(&format!("submit {}", names.join(" ")))?;
     assert_eq!(http.get("/fleet/v1/units")?.status, 200);
+    let mut answer = [0; 12];
+    stalled.read_exact(&mut answer)?;
+    assert_eq!(&answer, b"HTTP/1.1 408");
+    assert_eq!(http.get("/fleet/v1/units/slow.service")?.status, 404);
     Ok(())
 }

@@ -94,6 +94,22 @@ fn units_left_by_an_earlier_fleet_are_adopted() -> Result<()> {
 }
 
 #[test]
+fn the_first_request_starts_fleetd() -> Result<()> {
+    let fleet = Fleet::up("activation")?;
+    fleet.start("run.service", SLEEP)?;
+    let pid = fleet.main_pid("run.service")?;
+    fleet.host().run(["systemctl", "stop", "fleetd.service", "fleetd.socket"])?.ok()?;
+    assert!(!fleet.ctl("list-units")?.success(), "nobody listens");
+    fleet.host().run(["systemctl", "start", "fleetd.socket"])?.ok()?;
+    assert_eq!(fleet.host().run(["systemctl", "is-active", "fleetd.service"])?.stdout, "inactive\n");
+    // At once, and right: it waits until fleetd has read its registry.
+    assert!(fleet.ok("list-unit-files --no-legend")?.contains("run.service"));
+    until("its state is known", || Ok(fleet.state("run.service")?.as_deref() == Some("active running")))?;
+    assert_eq!(fleet.main_pid("run.service")?, pid);
+    Ok(())
+}
+
+#[test]
 fn a_dying_unit_is_reported_and_not_restarted() -> Result<()> {
     let fleet = Fleet::up("dying")?;
     fleet.start("run.service", SLEEP)?;
