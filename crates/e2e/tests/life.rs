@@ -219,7 +219,11 @@ fn conflicts_replaces_and_global_on_one_machine() -> Result<()> {
     until("the other runs", || Ok(fleet.state("only2.service")?.as_deref() == Some("active running")))?;
 
     fleet.start("global.service", &format!("{SLEEP}[X-Fleet]\nGlobal=true\n"))?;
-    assert_eq!(fleet.state("global.service")?.as_deref(), Some("active running"));
+    // Starting a Global unit does not wait for its machines.
+    until(
+        "the Global unit runs",
+        || Ok(fleet.state("global.service")?.as_deref() == Some("active running")),
+    )?;
     assert!(
         fleet
             .ok("list-unit-files --no-legend --fields=unit,state,target")?
