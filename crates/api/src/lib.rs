@@ -4,8 +4,10 @@
 //! - [`events`]: the event stream
 //! - [`client`]: the client that fleetctl and the tests use
 //! - [`discovery`]: the discovery document
+//! - [`duration`]: durations in bodies, configuration and flags
 
 pub mod client;
 pub mod discovery;
+pub mod duration;
 pub mod events;
 pub mod types;

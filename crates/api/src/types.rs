@@ -108,6 +108,88 @@ pub struct MetadataOp {
     pub value: Option<serde_json::Value>,
 }
 
+/// Ours: what is asked of a new join token; `POST join-tokens`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JoinTokenRequest {
+    /// How long it is good for, as a [`duration`](crate::duration); the server's default is 24h.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+    /// How many machines may join with it; any number when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+}
+
+/// Ours: a join token just made, the only time that its secret is told.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NewJoinToken {
+    /// When it expires, seconds since 1970.
+    pub expires: i64,
+    /// The name under which it is listed and revoked.
+    pub id: String,
+    /// The token itself, for `join_token`: a secret.
+    pub token: String,
+    /// How many machines may still join with it; any number when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uses_left: Option<u32>,
+}
+
+impl std::fmt::Debug for NewJoinToken {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewJoinToken")
+            .field("expires", &self.expires)
+            .field("id", &self.id)
+            .field("uses_left", &self.uses_left)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Ours: a join token as it is listed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct JoinToken {
+    /// When it was made, seconds since 1970.
+    pub created: i64,
+    /// When it expires, seconds since 1970.
+    pub expires: i64,
+    /// The name under which it is revoked.
+    pub id: String,
+    /// How many machines may still join with it; any number when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uses_left: Option<u32>,
+}
+
+/// Ours: `GET join-tokens`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[allow(missing_docs)]
+pub struct JoinTokenList {
+    pub join_tokens: Vec<JoinToken>,
+}
+
+/// Ours: a machine that joined with a token, whether or not it is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Member {
+    /// Whether it has a session with a server now.
+    pub connected: bool,
+    /// When it joined, seconds since 1970.
+    pub joined: i64,
+    /// Its ID.
+    #[serde(rename = "machineID")]
+    pub machine_id: String,
+}
+
+/// Ours: `GET members`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct MemberList {
+    pub members: Vec<Member>,
+}
+
 /// A page of units.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 use fleet_api::client::{Client, Endpoint, Error, EventQuery, JournalQuery, Options, StateFilter};
 use fleet_api::events::Event;
-use fleet_api::types::{Unit, UnitOption};
+use fleet_api::types::{JoinToken, JoinTokenRequest, Member, Unit, UnitOption};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -144,6 +144,89 @@ async fn units_are_put_got_and_deleted() {
     let refused =
         client.put_unit(&Unit { name: "c.service".into(), ..Default::default() }).await.unwrap_err();
     assert_eq!(refused.to_string(), "googleapi: Error 404: unit does not exist");
+}
+
+#[tokio::test]
+async fn join_tokens_are_made_listed_and_revoked() {
+    let (address, log, _) = server(|request| match request {
+        "POST /fleet/v1/join-tokens" => json(
+            "201 Created",
+            r#"{"id":"a1","token":"fleet1-s3cret","expires":1795300000,"usesLeft":1}"#,
+        ),
+        "GET /fleet/v1/join-tokens" => json(
+            "200 OK",
+            r#"{"joinTokens":[{"id":"a1","created":1795200000,"expires":1795300000,"usesLeft":1},{"id":"b2","created":1,"expires":2}]}"#,
+        ),
+        "DELETE /fleet/v1/join-tokens/a1" => empty("204 No Content"),
+        "DELETE /fleet/v1/join-tokens/no%2Fne" => {
+            json("404 Not Found", r#"{"error":{"code":404,"message":"join token does not exist"}}"#)
+        }
+        other => panic!("{other}"),
+    })
+    .await;
+    let client = client(&address);
+    let request = JoinTokenRequest { ttl: Some("1h30m".into()), uses: Some(1) };
+    let made = client.create_join_token(&request).await.unwrap();
+    assert_eq!(
+        (made.token.as_str(), made.expires, made.uses_left),
+        ("fleet1-s3cret", 1_795_300_000, Some(1))
+    );
+    let shown = format!("{made:?}");
+    assert!(shown.contains("a1") && !shown.contains("s3cret"), "{shown}");
+    client.create_join_token(&JoinTokenRequest::default()).await.unwrap();
+    let bodies: Vec<String> = log.lock().unwrap().iter().map(|(_, body)| body.clone()).collect();
+    assert_eq!(bodies, [r#"{"ttl":"1h30m","uses":1}"#, "{}"]);
+    assert_eq!(
+        client.join_tokens().await.unwrap(),
+        [
+            JoinToken { id: "a1".into(), created: 1_795_200_000, expires: 1_795_300_000, uses_left: Some(1) },
+            JoinToken { id: "b2".into(), created: 1, expires: 2, uses_left: None },
+        ]
+    );
+    assert!(client.delete_join_token("a1").await.unwrap());
+    assert!(!client.delete_join_token("no/ne").await.unwrap());
+}
+
+#[tokio::test]
+async fn members_are_listed_and_removed() {
+    let (address, ..) = server(|request| match request {
+        "GET /fleet/v1/members" => {
+            json("200 OK", r#"{"members":[{"machineID":"m1","joined":1795300000,"connected":true}]}"#)
+        }
+        "DELETE /fleet/v1/machines/m1" => empty("204 No Content"),
+        "DELETE /fleet/v1/machines/m2" => {
+            json("404 Not Found", r#"{"error":{"code":404,"message":"machine is no member"}}"#)
+        }
+        // A server that does not know the resource.
+        "DELETE /fleet/v1/machines/old" => json("404 Not Found", r#"{"error":{"code":404,"message":""}}"#),
+        other => panic!("{other}"),
+    })
+    .await;
+    let client = client(&address);
+    let member = Member { machine_id: "m1".into(), joined: 1_795_300_000, connected: true };
+    assert_eq!(client.members().await.unwrap(), [member]);
+    assert!(client.delete_machine("m1").await.unwrap());
+    assert!(!client.delete_machine("m2").await.unwrap());
+    assert!(client.delete_machine("old").await.unwrap_err().is_unknown_resource());
+}
+
+/// A token that was made, but whose answer was lost, is not made again unasked.
+#[tokio::test]
+async fn only_what_can_be_done_twice_is_tried_again() {
+    let (address, log, _) = server(|request| match request {
+        "GET /fleet/v1/machines" => json("200 OK", "{}"),
+        _ => (String::new(), Then::Close),
+    })
+    .await;
+    let client = client(&address);
+    client.machines().await.unwrap();
+    let error = client.create_join_token(&JoinTokenRequest::default()).await.unwrap_err().to_string();
+    assert!(error.starts_with("Post \"http") && error.ends_with(": EOF"), "{error}");
+    client.machines().await.unwrap();
+    client.delete_join_token("a").await.unwrap_err();
+    let tries = |line: &str| requests(&log).iter().filter(|request| *request == line).count();
+    assert_eq!(tries("POST /fleet/v1/join-tokens"), 1);
+    assert_eq!(tries("DELETE /fleet/v1/join-tokens/a"), 2);
 }
 
 /// The server closes kept connections when it likes.

@@ -17,10 +17,10 @@ use std::{
     time::Duration,
 };
 
-pub mod duration;
 pub mod file;
 mod flags;
 
+pub use fleet_api::duration;
 pub use flags::{Command, Flags, RegistryCommand};
 
 /// The configuration file that is read, if it is there, when none is given.

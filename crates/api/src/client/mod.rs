@@ -14,7 +14,8 @@ pub use stream::{EventStream, JournalStream};
 pub use transport::{ByteStream, Connecting, Connector};
 
 use crate::types::{
-    Explanation, Machine, MachinePage, MetadataOp, Unit, UnitOption, UnitPage, UnitState, UnitStatePage,
+    Explanation, JoinToken, JoinTokenList, JoinTokenRequest, Machine, MachinePage, Member, MemberList,
+    MetadataOp, NewJoinToken, Unit, UnitOption, UnitPage, UnitState, UnitStatePage,
 };
 use bytes::Bytes;
 use fleet_unit::UnitFile;
@@ -233,6 +234,41 @@ impl Client {
         self.call(call).await.map(drop)
     }
 
+    /// Takes a machine out of the cluster: revokes its credentials, ends its session, forgets its
+    /// metadata edits. False when there is no such member.
+    pub async fn delete_machine(&self, id: &str) -> Result<bool, Error> {
+        self.delete_if_known(format!("machines/{}", escape(id))).await
+    }
+
+    /// The machines that joined with a token, in the server's order.
+    pub async fn members(&self) -> Result<Vec<Member>, Error> {
+        self.get(Call::get("members")).await.map(|list: MemberList| list.members)
+    }
+
+    /// Makes a join token.
+    pub async fn create_join_token(&self, request: &JoinTokenRequest) -> Result<NewJoinToken, Error> {
+        let body = serde_json::to_vec(request).unwrap_or_default();
+        self.get(Call { method: Method::POST, body: Some(body.into()), ..Call::get("join-tokens") }).await
+    }
+
+    /// The join tokens that there are, in the server's order, without their secrets.
+    pub async fn join_tokens(&self) -> Result<Vec<JoinToken>, Error> {
+        self.get(Call::get("join-tokens")).await.map(|list: JoinTokenList| list.join_tokens)
+    }
+
+    /// Revokes a join token; false when there is none of this ID.
+    pub async fn delete_join_token(&self, id: &str) -> Result<bool, Error> {
+        self.delete_if_known(format!("join-tokens/{}", escape(id))).await
+    }
+
+    /// Deletes what may not be there; an error where the server does not know this kind of thing.
+    async fn delete_if_known(&self, path: String) -> Result<bool, Error> {
+        match self.call(Call { method: Method::DELETE, ..Call::get(path) }).await {
+            Err(error) if error.code() == Some(404) && !error.is_unknown_resource() => Ok(false),
+            result => result.map(|_| true),
+        }
+    }
+
     /// The text of a unit's file, if the unit exists; from a server that does not keep it, the
     /// options in normal form.
     pub async fn unit_file(&self, name: &str) -> Result<Option<String>, Error> {
@@ -324,6 +360,7 @@ impl Client {
         }
     }
 
+    /// Makes a request and reads the JSON that it is answered with.
     async fn get<T: DeserializeOwned>(&self, call: Call) -> Result<T, Error> {
         let target = self.target(&call);
         let answer = self.call(call).await?;
@@ -398,9 +435,9 @@ impl Client {
                     self.trace(|| format!("HTTP {} {} {}", call.method, target.url, response.status()));
                     return Ok((response, connection));
                 }
-                // The server may have closed the kept connection just now. All requests but PATCH
-                // can be made twice with the same result, so one more try cannot do harm.
-                Err(lost) if reused && (lost.unsent || call.method != Method::PATCH) => {}
+                // The server may have closed the kept connection just now. What can be done twice
+                // with the same result is tried once more.
+                Err(lost) if reused && (lost.unsent || call.method.is_idempotent()) => {}
                 Err(Lost { reason, .. }) => return Err(target.no_answer(reason)),
             }
         }
@@ -429,6 +466,7 @@ impl Client {
             Method::GET => "Get",
             Method::PUT => "Put",
             Method::DELETE => "Delete",
+            Method::POST => "Post",
             _ => "Patch",
         };
         let path = call.path_and_query();

@@ -1,4 +1,4 @@
-//! Durations as fleet.conf has always written them: Go's form, `30s`, `1m30s`, `1.5h`.
+//! Durations as fleet.conf and the API write them: Go's form, `30s`, `1m30s`, `1.5h`.
 //!
 //! The rules and the error texts are those of Go's `time.ParseDuration`, since old configuration files and the
 //! people who read the errors know them. Negative durations are refused: nothing in fleet means one.
