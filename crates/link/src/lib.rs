@@ -3,12 +3,41 @@
 //! A session is one agent's live connection to a server. After the agent's [`Hello`] the server sends
 //! one [`ToAgent::Snapshot`] and then only changes; the agent sends what changed on its machine. Requests for
 //! status and journal go to the agent and are answered in streams with back-pressure of their own, so that
-//! a slow reader holds up nothing else. Here the carrier is a pair of channels in one process ([`local`]).
+//! a slow reader holds up nothing else. The carrier is a pair of channels in one process ([`local`]), or a
+//! connection of the agent to the server: HTTP/2 over mutual TLS.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`ca`] | the cluster's certificate authority, keys and certificates |
+//! | [`token`] | join tokens |
+//! | [`serve`] | the server's side: lets machines join, and hands out [`ServerEnd`]s |
+//! | [`dial`] | the agent's side: joins, keeps connected, and hands out [`AgentEnd`]s |
+//!
+//! What the security rests on is written down in docs/SECURITY.md; in short: on the CA's key, which only servers
+//! hold; on the CA's fingerprint in the token, by which the first contact knows the cluster; and on the server
+//! asking the registry at every session whether the machine, with this very key, is still of the cluster.
 use bytes::Bytes;
 use fleet_cluster::model::*;
 use fleet_unit::UnitName;
-use std::collections::BTreeMap;
-use tokio::sync::mpsc;
+use std::{collections::BTreeMap, time::Duration};
+use tokio::sync::{mpsc, oneshot};
+
+pub mod ca;
+pub mod dial;
+mod keep_alive;
+mod pending;
+pub mod serve;
+#[cfg(test)]
+mod tests;
+mod tls;
+pub mod token;
+mod wire;
+
+pub use keep_alive::KeepAlive;
+pub use wire::{NEWEST_PROTOCOL, OLDEST_PROTOCOL};
+
+/// The port of the session protocol.
+pub const DEFAULT_PORT: u16 = 4919;
 
 /// The first message of an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,26 +100,48 @@ pub enum Chunk {
     Failed(String),
 }
 
-/// The server's end of a session.
+/// A sign of life of an agent, and the answer to it.
+///
+/// A machine's presence is to run from the last of them: the server renews it when it gets one, and answers when
+/// that is committed. Whoever sent it at a time `t` and is answered `ttl` knows that its units are not placed
+/// elsewhere before `t + ttl`. Dropping it unanswered says nothing.
+#[derive(Debug)]
+pub struct Beat {
+    /// The machine gives up its presence: its units may be placed elsewhere at once.
+    pub leaving: bool,
+    /// For how long presence is held now; zero once it is given up.
+    pub held: oneshot::Sender<Duration>,
+}
+
+/// The server's end of a session. It ends when `receive` or all of `send` are dropped.
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct ServerEnd {
     pub hello: Hello,
     pub send: mpsc::Sender<ToAgent>,
     pub receive: mpsc::Receiver<FromAgent>,
+    pub beats: mpsc::Receiver<Beat>,
 }
 
-/// The agent's end of a session.
+/// The agent's end of a session. It ends when `receive` or all of `send` are dropped.
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct AgentEnd {
     pub send: mpsc::Sender<FromAgent>,
     pub receive: mpsc::Receiver<ToAgent>,
+    pub beats: mpsc::Sender<Beat>,
 }
 
 /// A session within one process.
 pub fn local(hello: Hello) -> (ServerEnd, AgentEnd) {
     let (down, from_server) = mpsc::channel(64);
     let (up, from_agent) = mpsc::channel(64);
-    (ServerEnd { hello, send: down, receive: from_agent }, AgentEnd { send: up, receive: from_server })
+    let (beat, beats) = mpsc::channel(BEATS);
+    (
+        ServerEnd { hello, send: down, receive: from_agent, beats },
+        AgentEnd { send: up, receive: from_server, beats: beat },
+    )
 }
+
+/// Beats under way; with a server that takes longer than that for one, more of them tell nothing.
+const BEATS: usize = 4;

@@ -1,0 +1,600 @@
+//! The cluster's certificate authority, and the keys and certificates of servers and machines.
+//!
+//! A cluster *is* its CA: [`Root`] is the public part, known to everyone and named by its fingerprint in join tokens;
+//! [`Authority`] is the secret part, held by servers only. It signs two kinds of certificates that cannot stand in for
+//! each other: a server's is for server authentication and names [`SERVER_NAME`]; a machine's is for client
+//! authentication and names the machine by the URI `fleet:machine:ID`. Of a machine's request only the public key is
+//! used; whatever else a request asks for is ignored. All times come in as arguments.
+//!
+//! A machine is known by its ID *and* the [`KeyId`] of its key, which it keeps: renewing extends the certificate
+//! of the same key, so an answer lost on the way locks nobody out.
+
+use crate::tls;
+use fleet_cluster::model::{MachineId, MachineIdError};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    SubjectPublicKeyInfo,
+};
+use ring::digest::{SHA256, digest};
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use std::time::{Duration, SystemTime};
+use std::{fmt, net::IpAddr, str::FromStr};
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use zeroize::{Zeroize, Zeroizing};
+
+/// The name that every server's certificate has, whatever its addresses are. Which cluster's server it is, the CA says.
+pub const SERVER_NAME: &str = "server.fleet.internal";
+
+/// How long a machine's certificate is valid. Removing a machine does not wait for that: see [`crate::serve`].
+pub const MACHINE_VALIDITY: Duration = Duration::from_secs(30 * DAY);
+/// How long a server's certificate is valid; servers sign themselves a new one in time.
+pub const SERVER_VALIDITY: Duration = Duration::from_secs(90 * DAY);
+/// How long the CA's certificate is valid.
+pub const AUTHORITY_VALIDITY: Duration = Duration::from_secs(20 * 365 * DAY);
+/// Certificates are valid from that long before they are signed, since clocks differ.
+pub const BACKDATED: Duration = Duration::from_secs(3600);
+
+const DAY: u64 = 86_400;
+const MACHINE_URI: &str = "fleet:machine:";
+
+/// What is wrong with a key, a certificate or a request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CaError {
+    /// No PEM text of the kind.
+    #[error("no {0} in the PEM text")]
+    Pem(&'static str),
+    /// A certificate that is none of fleet's.
+    #[error("not a certificate of fleet: {0}")]
+    Certificate(String),
+    /// A key that does not belong to the certificate.
+    #[error("the key does not belong to the certificate")]
+    OtherKey,
+    /// A signing request that can't be used.
+    #[error("unusable signing request: {0}")]
+    Request(String),
+    /// An address that no certificate can name.
+    #[error("{0:?} is neither an IP address nor a host name")]
+    Name(String),
+    /// A time no certificate can name.
+    #[error("the clock is set to a time that no certificate can name")]
+    Clock,
+    /// The machine has no randomness, or the like.
+    #[error("unable to make a key or certificate: {0}")]
+    Failed(String),
+}
+
+fn failed(error: impl fmt::Display) -> CaError {
+    CaError::Failed(error.to_string())
+}
+
+/// The SHA-256 of a certificate, DER. In text: 64 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub [u8; 32]);
+
+impl Fingerprint {
+    /// Of a certificate.
+    pub fn of(certificate: &CertificateDer<'_>) -> Self {
+        Fingerprint(sha256(certificate))
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The SHA-256 of a public key (SubjectPublicKeyInfo, DER): what a machine is known by, besides its ID.
+/// In text, also for serde: 64 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyId([u8; 32]);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for KeyId {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).ok();
+        bytes
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(KeyId)
+            .ok_or_else(|| "a key ID is 64 lower-case hexadecimal digits".to_owned())
+    }
+}
+
+impl serde::Serialize for KeyId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for KeyId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The public part of a cluster's CA.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Root {
+    certificate: CertificateDer<'static>,
+    fingerprint: Fingerprint,
+}
+
+impl Root {
+    /// Checks that it is the certificate of a CA.
+    pub fn from_der(certificate: CertificateDer<'static>) -> Result<Self, CaError> {
+        let parsed = parse(&certificate)?;
+        if !parsed.is_ca() {
+            return Err(CaError::Certificate("it is not the certificate of a CA".to_owned()));
+        }
+        let fingerprint = Fingerprint::of(&certificate);
+        Ok(Root { certificate, fingerprint })
+    }
+
+    /// From the text of [`to_pem`](Self::to_pem).
+    pub fn from_pem(text: &str) -> Result<Self, CaError> {
+        Self::from_der(certificate_from_pem(text)?)
+    }
+
+    /// The certificate.
+    pub fn to_pem(&self) -> String {
+        certificate_to_pem(&self.certificate)
+    }
+
+    /// The certificate, DER.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// What join tokens name the cluster by.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// Whether this CA signed a machine's certificate, and what that says. Its validity in time is not looked at.
+    fn check(&self, certificate: &CertificateDer<'_>) -> Result<MachineCertificate, CaError> {
+        let root = parse(&self.certificate)?;
+        parse(certificate)?
+            .verify_signature(Some(root.public_key()))
+            .map_err(|_| CaError::Certificate("another cluster has signed it".to_owned()))?;
+        MachineCertificate::read(certificate)
+    }
+}
+
+impl fmt::Debug for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Root({})", self.fingerprint)
+    }
+}
+
+/// A private key. Its text is wiped from memory when it is dropped; nothing prints it.
+struct Secret(KeyPair);
+
+impl Secret {
+    fn generate() -> Result<Self, CaError> {
+        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map(Secret).map_err(failed)
+    }
+
+    fn from_pem(text: &str) -> Result<Self, CaError> {
+        let der = PrivatePkcs8KeyDer::from_pem_slice(text.as_bytes());
+        let der = Zeroizing::new(der.map_err(|_| CaError::Pem("private key"))?);
+        // The error is not passed on: it could quote from the key.
+        KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)
+            .map(Secret)
+            .map_err(|_| CaError::Pem("private key of fleet (ECDSA P-256)"))
+    }
+
+    fn to_pem(&self) -> Zeroizing<String> {
+        Zeroizing::new(self.0.serialize_pem())
+    }
+
+    fn copy(&self) -> Result<Self, CaError> {
+        let der = Zeroizing::new(self.0.serialize_der());
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&der.as_slice().into(), &PKCS_ECDSA_P256_SHA256);
+        key.map(Secret).map_err(failed)
+    }
+
+    fn id(&self) -> KeyId {
+        KeyId(sha256(&self.0.subject_public_key_info()))
+    }
+
+    fn to_der(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(self.0.serialize_der().into())
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "key {}", self.id())
+    }
+}
+
+/// A cluster's CA. Whoever has it can let machines in and pose as a server.
+#[derive(Debug)]
+pub struct Authority {
+    key: Secret,
+    root: Root,
+}
+
+impl Authority {
+    /// A new one: a new cluster.
+    pub fn create(now: SystemTime) -> Result<Self, CaError> {
+        let key = Secret::generate()?;
+        let mut params = parameters(now, AUTHORITY_VALIDITY)?;
+        // Different names of different clusters make for clearer errors than bad signatures.
+        let name = format!("fleet cluster {}", data_encoding::HEXLOWER.encode(&random::<4>()?));
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key.0).map_err(failed)?;
+        let root = Root::from_der(certificate.der().clone())?;
+        Ok(Authority { key, root })
+    }
+
+    /// From the texts of [`Root::to_pem`] and [`key_pem`](Self::key_pem).
+    pub fn from_pem(certificate: &str, key: &str) -> Result<Self, CaError> {
+        let root = Root::from_pem(certificate)?;
+        let key = Secret::from_pem(key)?;
+        if key.id() != key_of(&parse(&root.certificate)?) {
+            return Err(CaError::OtherKey);
+        }
+        Ok(Authority { key, root })
+    }
+
+    /// The key, to be kept where only servers get at it.
+    pub fn key_pem(&self) -> Zeroizing<String> {
+        self.key.to_pem()
+    }
+
+    /// The public part.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// A fresh key and certificate for a server. `addresses` are IP addresses and host names that it can be reached
+    /// by; agents do not look at them.
+    pub fn sign_server(&self, addresses: &[String], now: SystemTime) -> Result<ServerCertificate, CaError> {
+        let key = Secret::generate()?;
+        let mut params = parameters(now, SERVER_VALIDITY)?;
+        params.distinguished_name.push(DnType::CommonName, SERVER_NAME);
+        params.subject_alt_names =
+            names([SERVER_NAME].into_iter().chain(addresses.iter().map(String::as_str)))?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = self.sign(&params, &key.0)?;
+        Ok(ServerCertificate { chain: vec![certificate, self.root.certificate.clone()], key, signed: now })
+    }
+
+    /// A certificate for a machine's key, DER.
+    pub fn sign_machine(
+        &self,
+        key: &MachinePublicKey,
+        machine: &MachineId,
+        now: SystemTime,
+    ) -> Result<CertificateDer<'static>, CaError> {
+        let mut params = parameters(now, MACHINE_VALIDITY)?;
+        params.distinguished_name.push(DnType::CommonName, machine.as_str());
+        let uri = format!("{MACHINE_URI}{machine}").as_str().try_into().map_err(failed)?;
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(&params, &key.0)
+    }
+
+    fn sign(
+        &self,
+        params: &CertificateParams,
+        key: &impl PublicKeyData,
+    ) -> Result<CertificateDer<'static>, CaError> {
+        let issuer = Issuer::from_ca_cert_der(&self.root.certificate, &self.key.0).map_err(failed)?;
+        Ok(params.signed_by(key, &issuer).map_err(failed)?.der().clone())
+    }
+}
+
+fn names<'a>(addresses: impl Iterator<Item = &'a str>) -> Result<Vec<SanType>, CaError> {
+    addresses
+        .map(|address| match address.parse::<IpAddr>() {
+            Ok(ip) => Ok(SanType::IpAddress(ip)),
+            Err(_) => {
+                let wrong = || CaError::Name(address.to_owned());
+                // Checked by the rules of DNS, which are stricter than those of certificates.
+                rustls::pki_types::DnsName::try_from(address).map_err(|_| wrong())?;
+                address.try_into().map(SanType::DnsName).map_err(|_| wrong())
+            }
+        })
+        .collect()
+}
+
+fn parameters(now: SystemTime, validity: Duration) -> Result<CertificateParams, CaError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.remove(DnType::CommonName);
+    params.not_before = date(now, |now| now.checked_sub(BACKDATED))?;
+    params.not_after = date(now, |now| now.checked_add(validity))?;
+    let mut serial = random::<16>()?;
+    // Positive and of full length, as RFC 5280 wants it.
+    serial[0] = serial[0] & 0x7f | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn date(
+    now: SystemTime,
+    shift: impl FnOnce(SystemTime) -> Option<SystemTime>,
+) -> Result<OffsetDateTime, CaError> {
+    let seconds = shift(now)
+        .and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok())
+        .and_then(|since| i64::try_from(since.as_secs()).ok())
+        .ok_or(CaError::Clock)?;
+    let date = OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| CaError::Clock)?;
+    // Later years have more digits than a certificate has room for.
+    if date.year() > 9999 { Err(CaError::Clock) } else { Ok(date) }
+}
+
+/// A server's key and certificate, with the CA's after it, so that who joins can compare that with its token.
+#[derive(Debug)]
+pub struct ServerCertificate {
+    chain: Vec<CertificateDer<'static>>,
+    key: Secret,
+    signed: SystemTime,
+}
+
+impl ServerCertificate {
+    /// When to sign the next one.
+    pub fn renew_at(&self) -> SystemTime {
+        renew_at(self.signed, self.signed + SERVER_VALIDITY)
+    }
+
+    /// For rustls.
+    pub(crate) fn certified(&self) -> Result<rustls::sign::CertifiedKey, CaError> {
+        rustls::sign::CertifiedKey::from_der(self.chain.clone(), self.key.to_der(), &tls::provider())
+            .map_err(failed)
+    }
+}
+
+/// The public key of a machine, taken from a signing request or a certificate.
+#[derive(Clone, Debug)]
+pub struct MachinePublicKey(SubjectPublicKeyInfo);
+
+impl MachinePublicKey {
+    /// Takes the key, and nothing else, from a signing request (DER) signed with that key.
+    pub fn from_request(request: &[u8]) -> Result<Self, CaError> {
+        let wrong = |error: &dyn fmt::Display| CaError::Request(error.to_string());
+        let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))
+            .map_err(|error| wrong(&error))?;
+        let key = SubjectPublicKeyInfo::from_der(&request.public_key.subject_public_key_info())
+            .map_err(|error| wrong(&error))?;
+        if key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
+            return Err(wrong(&"fleet uses keys of ECDSA P-256"));
+        }
+        Ok(MachinePublicKey(key))
+    }
+
+    /// What it is known by.
+    pub fn id(&self) -> KeyId {
+        KeyId(sha256(&self.0.subject_public_key_info()))
+    }
+}
+
+/// What a machine's certificate says. Worth something only once the certificate has been verified.
+#[derive(Clone, Debug)]
+pub struct MachineCertificate {
+    /// Whose it is.
+    pub machine: MachineId,
+    /// Its key.
+    pub key: MachinePublicKey,
+    /// Hexadecimal digits.
+    pub serial: String,
+    /// From when it is valid.
+    pub not_before: SystemTime,
+    /// Until when it is valid.
+    pub not_after: SystemTime,
+}
+
+impl MachineCertificate {
+    /// Reads a certificate, DER.
+    pub fn read(certificate: &CertificateDer<'_>) -> Result<Self, CaError> {
+        let parsed = parse(certificate)?;
+        let wrong = |problem: &str| CaError::Certificate(problem.to_owned());
+        let names = parsed.subject_alternative_name().map_err(|_| wrong("its names can't be read"))?;
+        let names = names.map_or(&[][..], |names| &names.value.general_names);
+        let [GeneralName::URI(uri)] = names else { return Err(wrong("it does not name a machine")) };
+        let id = uri.strip_prefix(MACHINE_URI).ok_or_else(|| wrong("it does not name a machine"))?;
+        let machine =
+            MachineId::parse(id).map_err(|error: MachineIdError| CaError::Certificate(error.to_string()))?;
+        let key = SubjectPublicKeyInfo::from_der(parsed.public_key().raw)
+            .map_err(|_| wrong("its key is none of fleet's"))?;
+        let at = |time: x509_parser::time::ASN1Time| {
+            let seconds = u64::try_from(time.timestamp()).map_err(|_| CaError::Clock)?;
+            SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or(CaError::Clock)
+        };
+        Ok(MachineCertificate {
+            machine,
+            key: MachinePublicKey(key),
+            serial: data_encoding::HEXLOWER.encode(parsed.raw_serial()),
+            not_before: at(parsed.validity().not_before)?,
+            not_after: at(parsed.validity().not_after)?,
+        })
+    }
+
+    /// When to ask for the next one.
+    pub fn renew_at(&self) -> SystemTime {
+        renew_at(self.not_before, self.not_after)
+    }
+}
+
+/// A certificate is renewed after two thirds of its time, which leaves a third for servers out of reach.
+pub fn renew_at(not_before: SystemTime, not_after: SystemTime) -> SystemTime {
+    not_before + not_after.duration_since(not_before).unwrap_or_default() * 2 / 3
+}
+
+/// A machine's private key. It is made on the machine and never leaves it.
+#[derive(Debug)]
+pub struct MachineKey(Secret);
+
+impl MachineKey {
+    /// A new one.
+    pub fn generate() -> Result<Self, CaError> {
+        Secret::generate().map(MachineKey)
+    }
+
+    /// From the text of [`to_pem`](Self::to_pem).
+    pub fn from_pem(text: &str) -> Result<Self, CaError> {
+        Secret::from_pem(text).map(MachineKey)
+    }
+
+    /// To be kept where only root reads it.
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        self.0.to_pem()
+    }
+
+    /// What its public part is known by.
+    pub fn id(&self) -> KeyId {
+        self.0.id()
+    }
+
+    /// A signing request, DER: proves that the key is ours.
+    pub(crate) fn request(&self) -> Result<Vec<u8>, CaError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.remove(DnType::CommonName);
+        Ok(params.serialize_request(&self.0.0).map_err(failed)?.der().to_vec())
+    }
+
+    fn to_der(&self) -> PrivateKeyDer<'static> {
+        self.0.to_der()
+    }
+}
+
+/// What makes a machine one of the cluster: its key, its certificate, and the cluster's CA.
+#[derive(Debug)]
+pub struct Identity {
+    root: Root,
+    certificate: CertificateDer<'static>,
+    says: MachineCertificate,
+    key: MachineKey,
+}
+
+impl Identity {
+    pub(crate) fn new(
+        root: Root,
+        certificate: CertificateDer<'static>,
+        key: MachineKey,
+    ) -> Result<Self, CaError> {
+        let says = root.check(&certificate)?;
+        if says.key.id() != key.id() {
+            return Err(CaError::OtherKey);
+        }
+        Ok(Identity { root, certificate, says, key })
+    }
+
+    /// From the texts of [`Root::to_pem`], [`certificate_pem`](Self::certificate_pem) and [`MachineKey::to_pem`], as they were
+    /// stored; checks that they belong together. Expired certificates are taken: they can be renewed.
+    pub fn from_pem(root: &str, certificate: &str, key: &str) -> Result<Self, CaError> {
+        Self::new(Root::from_pem(root)?, certificate_from_pem(certificate)?, MachineKey::from_pem(key)?)
+    }
+
+    /// The certificate. It is no secret.
+    pub fn certificate_pem(&self) -> String {
+        certificate_to_pem(&self.certificate)
+    }
+
+    /// The cluster's CA.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// The machine's key.
+    pub fn key(&self) -> &MachineKey {
+        &self.key
+    }
+
+    /// What the certificate says.
+    pub fn certificate(&self) -> &MachineCertificate {
+        &self.says
+    }
+
+    /// The same with a fresh certificate.
+    pub(crate) fn renewed(&self, certificate: CertificateDer<'static>) -> Result<Self, CaError> {
+        let says = self.root.check(&certificate)?;
+        if says.key.id() != self.key.id() || says.machine != self.says.machine {
+            return Err(CaError::OtherKey);
+        }
+        Ok(Identity { root: self.root.clone(), certificate, says, key: MachineKey(self.key.0.copy()?) })
+    }
+
+    /// For rustls.
+    pub(crate) fn tls(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        (vec![self.certificate.clone()], self.key.to_der())
+    }
+}
+
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CaError> {
+    match X509Certificate::from_der(certificate) {
+        Ok(([], parsed)) => Ok(parsed),
+        _ => Err(CaError::Certificate("it can't be read".to_owned())),
+    }
+}
+
+fn key_of(certificate: &X509Certificate<'_>) -> KeyId {
+    KeyId(sha256(certificate.public_key().raw))
+}
+
+fn certificate_from_pem(text: &str) -> Result<CertificateDer<'static>, CaError> {
+    CertificateDer::from_pem_slice(text.as_bytes()).map_err(|_| CaError::Pem("certificate"))
+}
+
+/// PEM of RFC 7468: lines of 64 characters.
+fn certificate_to_pem(certificate: &CertificateDer<'_>) -> String {
+    let encoded = data_encoding::BASE64.encode(certificate);
+    let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    let mut rest = encoded.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        text.push_str(line);
+        text.push('\n');
+        rest = after;
+    }
+    text.push_str("-----END CERTIFICATE-----\n");
+    text
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    out
+}
+
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], CaError> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| failed("no randomness"))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,395 @@
+//! The server's side of the link: one TLS port, on which machines join and agents keep their sessions.
+//!
+//! [`serve`] accepts connections, lets machines join with a token, renews their certificates, and hands out a
+//! [`ServerEnd`] for every session. What it does not know is who belongs to the cluster: it asks the [`Membership`], which the
+//! daemon answers from the registry, at every one of these. So removing a machine takes effect at its next session, whatever
+//! its certificate says; to end the present one too, the daemon drops its end.
+//!
+//! Nothing a peer does without belonging to the cluster takes much: a connection that is no session yet has to finish its
+//! handshake in [`Limits::handshake`] and to become a session in [`Limits::idle`]; there are at most [`Limits::waiting`] of
+//! them, and one too many pushes out the oldest of the busiest address. A session's messages are bounded in size and
+//! checked, what comes in faster than it is taken is merged, and an agent that does not read is cut off after
+//! [`Limits::stalled`]. A machine has one session: a second one is refused while the first answers, and replaces it when
+//! it does not (its connection was cut, and nobody has noticed yet).
+//!
+//! Refusals are logged here, with the peer's address and no secrets, each once a minute per address.
+
+mod refusals;
+mod service;
+mod session;
+mod waiting;
+
+use crate::ca::{Authority, CaError, KeyId, MachineCertificate, ServerCertificate};
+use crate::token::{TokenError, TokenId, TokenSecret};
+use crate::wire::generated::link_server::LinkServer;
+use crate::wire::{MAX_DOWN, MAX_UP};
+use crate::{KeepAlive, ServerEnd, tls};
+use fleet_cluster::model::MachineId;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use refusals::Refusals;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use service::{Live, Service};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error, warn};
+use waiting::Waiting;
+
+/// Who belongs to the cluster. Each method has [`Limits::membership`] to answer.
+///
+/// Everything has to be idempotent: an answer may get lost, and the same comes again (guarantee G6).
+pub trait Membership: Send + Sync + 'static {
+    /// Lets a machine in, or says why not: checks the token with
+    /// [`TokenRecord::check`](crate::token::TokenRecord::check), that no machine of that ID is known with another key,
+    /// and commits the machine with its key and the token's use in one transaction. A machine that is known with this very key
+    /// joins again without using the token up.
+    fn join(&self, joining: Joining) -> impl Future<Output = Result<(), Refusal>> + Send;
+
+    /// Whether a machine gets a fresh certificate: whether it is of the cluster, with this key. Its present certificate may
+    /// have expired.
+    fn renew(&self, member: &Member) -> impl Future<Output = Result<(), Refusal>> + Send;
+
+    /// Whether a machine may have a session: whether it is of the cluster, with this key.
+    fn admit(&self, member: &Member) -> impl Future<Output = Result<(), Refusal>> + Send;
+}
+
+/// A machine that wants to join.
+#[derive(Clone, Debug)]
+pub struct Joining {
+    /// Of its token.
+    pub token: TokenId,
+    /// Of its token.
+    pub secret: TokenSecret,
+    /// What it says to be.
+    pub machine: MachineId,
+    /// The key that it has proved to have.
+    pub key: KeyId,
+    /// Where it connects from.
+    pub peer: SocketAddr,
+}
+
+/// A machine that has proved to have a certificate of this cluster, and its key.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Whom the certificate is for.
+    pub machine: MachineId,
+    /// The key that it is for.
+    pub key: KeyId,
+    /// The certificate's serial number, hexadecimal.
+    pub serial: String,
+    /// Until when the certificate is valid.
+    pub not_after: SystemTime,
+    /// Where the machine connects from.
+    pub peer: SocketAddr,
+}
+
+/// Why a machine is refused. The texts go to the machine and to the log of both sides.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Its token does not let it in.
+    #[error("{0}")]
+    Token(#[from] TokenError),
+    /// The ID is another machine's, or this machine has lost its key.
+    #[error(
+        "machine {0} is already in the cluster with another key: if this is a second machine with the same \
+         /etc/machine-id, give it one of its own; if it is the same machine installed anew, remove it first \
+         (fleetctl machine remove {0})"
+    )]
+    OtherKey(MachineId),
+    /// It is not, or no longer, of the cluster.
+    #[error("machine {0} is not in this cluster (any more); it can join with a token")]
+    Unknown(MachineId),
+    /// It may be of the cluster, but that can't be found out now.
+    #[error("the server can't answer now: {0}")]
+    NotNow(String),
+}
+
+/// Bounds of what peers can take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections that are no session (yet).
+    pub waiting: usize,
+    /// Sessions.
+    pub sessions: usize,
+    /// How long a TLS handshake may take.
+    pub handshake: Duration,
+    /// How long a connection may last without a session.
+    pub idle: Duration,
+    /// How long an agent may leave a message unread.
+    pub stalled: Duration,
+    /// How long the [`Membership`] may take to answer.
+    pub membership: Duration,
+    /// How long the first of two sessions of one machine may take to show that it lives.
+    pub probe: Duration,
+    /// How long sessions may take to end when the server stops.
+    pub stop: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            waiting: 512,
+            sessions: 16_384,
+            handshake: Duration::from_secs(10),
+            idle: Duration::from_secs(30),
+            stalled: Duration::from_secs(60),
+            membership: Duration::from_secs(10),
+            probe: Duration::from_secs(2),
+            stop: Duration::from_secs(3),
+        }
+    }
+}
+
+/// How to serve.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// IP addresses and host names of this server, for its certificate.
+    pub addresses: Vec<String>,
+    /// How cut connections are found out.
+    pub keep_alive: KeepAlive,
+    /// What peers can take.
+    pub limits: Limits,
+}
+
+/// Why serving can't begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// No certificate for this server.
+    #[error("unable to sign this server's certificate: {0}")]
+    Certificate(#[from] CaError),
+    /// TLS can't be set up.
+    #[error("unable to set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Serves the listener until cancelled; then ends all sessions and waits for that, for [`Limits::stop`] at most.
+///
+/// Sessions come out of `sessions`' other end, after the [`Membership`] has admitted them.
+///
+/// # Errors
+/// Only at the beginning; what goes wrong with a connection is logged and ends that one.
+pub async fn serve<M: Membership>(
+    listener: TcpListener,
+    authority: Arc<Authority>,
+    membership: Arc<M>,
+    options: Options,
+    sessions: mpsc::Sender<ServerEnd>,
+    cancel: CancellationToken,
+) -> Result<(), ServeError> {
+    let certificate = authority.sign_server(&options.addresses, SystemTime::now())?;
+    let resolver = Arc::new(Resolver { certified: RwLock::new(Arc::new(certificate.certified()?)) });
+    let config = tls::server(authority.root(), resolver.clone())?;
+    let shared = Arc::new(Shared {
+        waiting: Waiting::new(options.limits.waiting),
+        options,
+        authority,
+        membership,
+        sessions,
+        live: Mutex::default(),
+        refusals: Mutex::default(),
+        // Connections end with `serve`, also when its future is dropped.
+        cancel: cancel.child_token(),
+        tasks: TaskTracker::new(),
+    });
+    let _end = shared.cancel.clone().drop_guard();
+    shared.accept(listener, TlsAcceptor::from(Arc::new(config)), &resolver, certificate).await;
+    shared.cancel.cancel();
+    shared.tasks.close();
+    if tokio::time::timeout(shared.options.limits.stop * 2, shared.tasks.wait()).await.is_err() {
+        warn!("some sessions did not end in time");
+    }
+    Ok(())
+}
+
+/// The server's certificate of the moment.
+#[derive(Debug)]
+struct Resolver {
+    certified: RwLock<Arc<CertifiedKey>>,
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.certified.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+/// What all connections share.
+struct Shared<M> {
+    options: Options,
+    authority: Arc<Authority>,
+    membership: Arc<M>,
+    sessions: mpsc::Sender<ServerEnd>,
+    /// The session of each machine.
+    live: Mutex<HashMap<MachineId, Live>>,
+    waiting: Arc<Waiting>,
+    refusals: Mutex<Refusals>,
+    cancel: CancellationToken,
+    /// Every connection and every session.
+    tasks: TaskTracker,
+}
+
+/// What a connection has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No session (yet).
+    Waiting,
+    /// Its session is under way.
+    Session,
+    /// Its session is over, and so is the connection.
+    Over,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+struct Peer {
+    address: SocketAddr,
+    /// Verified, but maybe expired.
+    certificate: Option<MachineCertificate>,
+}
+
+impl<M: Membership> Shared<M> {
+    async fn accept(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        acceptor: TlsAcceptor,
+        resolver: &Resolver,
+        mut certificate: ServerCertificate,
+    ) {
+        loop {
+            let accepted = tokio::select! {
+                () = self.cancel.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, most likely: trying again at once would only burn time.
+                    warn!("unable to accept a connection: {error}");
+                    tokio::select! {
+                        () = self.cancel.cancelled() => return,
+                        () = tokio::time::sleep(Duration::from_millis(100)) => continue,
+                    }
+                }
+            };
+            if SystemTime::now() >= certificate.renew_at() {
+                match self.renew_own(resolver) {
+                    Ok(fresh) => certificate = fresh,
+                    Err(error) => error!("unable to renew this server's certificate: {error}"),
+                }
+            }
+            let place = self.waiting.add(address.ip());
+            let (shared, acceptor) = (self.clone(), acceptor.clone());
+            self.tasks.spawn(async move { shared.connection(stream, address, acceptor, place).await });
+        }
+    }
+
+    fn renew_own(&self, resolver: &Resolver) -> Result<ServerCertificate, CaError> {
+        let fresh = self.authority.sign_server(&self.options.addresses, SystemTime::now())?;
+        *resolver.certified.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh.certified()?);
+        Ok(fresh)
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: SocketAddr,
+        acceptor: TlsAcceptor,
+        place: waiting::Place,
+    ) {
+        let limits = self.options.limits;
+        if let Err(error) = self.options.keep_alive.prepare(&stream) {
+            debug!(peer = %address, "{address} is gone already: {error}");
+            return;
+        }
+        let shaken = tokio::select! {
+            () = self.cancel.cancelled() => return,
+            () = place.pushed_out.cancelled() => return self.refused(address, "too many connections that are no session"),
+            shaken = tokio::time::timeout(limits.handshake, acceptor.accept(stream)) => shaken,
+        };
+        let stream = match shaken {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return self.refused(address, &tls::explain(&error)),
+            Err(_) => return self.refused(address, "it did not finish the TLS handshake in time"),
+        };
+        let certificate = match stream.get_ref().1.peer_certificates().and_then(<[_]>::first) {
+            None => None,
+            Some(certificate) => match MachineCertificate::read(certificate) {
+                Ok(certificate) => Some(certificate),
+                Err(error) => return self.refused(address, &error.to_string()),
+            },
+        };
+        let (phase, mut phases) = watch::channel(Phase::Waiting);
+        let peer = Peer { address, certificate };
+        let service = LinkServer::new(Service { shared: self.clone(), peer, phase })
+            .max_decoding_message_size(MAX_UP)
+            .max_encoding_message_size(MAX_DOWN);
+        let keep_alive = self.options.keep_alive;
+        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(keep_alive.after)
+            .keep_alive_timeout(keep_alive.deadline)
+            .max_concurrent_streams(4)
+            .initial_stream_window_size(128 << 10)
+            .initial_connection_window_size(256 << 10)
+            .max_header_list_size(16 << 10)
+            .max_send_buf_size(64 << 10)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        let mut connection = std::pin::pin!(connection);
+
+        // Until it has become a session.
+        let idle = tokio::time::sleep(limits.idle);
+        tokio::select! {
+            ended = connection.as_mut() => return self.ended(address, ended),
+            () = self.cancel.cancelled() => {}
+            () = place.pushed_out.cancelled() => {
+                return self.refused(address, "too many connections that are no session");
+            }
+            () = idle => return self.refused(address, "its connection did not become a session in time"),
+            _ = phases.wait_for(|phase| *phase != Phase::Waiting) => {}
+        }
+        drop(place);
+        // While it is one.
+        tokio::select! {
+            ended = connection.as_mut() => return self.ended(address, ended),
+            () = self.cancel.cancelled() => {}
+            _ = phases.wait_for(|phase| *phase == Phase::Over) => {}
+        }
+        // The last words are still to be sent.
+        connection.as_mut().graceful_shutdown();
+        if let Ok(ended) = tokio::time::timeout(limits.stop, connection).await {
+            self.ended(address, ended);
+        }
+    }
+
+    fn ended(&self, address: SocketAddr, ended: Result<(), hyper::Error>) {
+        match ended {
+            Ok(()) => debug!(peer = %address, "connection with {address} closed"),
+            Err(error) => debug!(peer = %address, "connection with {address} broke: {error}"),
+        }
+    }
+
+    /// Says that a peer was refused, and why.
+    fn refused(&self, address: SocketAddr, reason: &str) {
+        let noted = lock(&self.refusals).note(address.ip(), reason, Instant::now());
+        match noted {
+            Some(0) => warn!(peer = %address, "refused {address}: {reason}"),
+            Some(more) => {
+                warn!(peer = %address, "refused {address}: {reason} ({more} times more before this)")
+            }
+            None => {}
+        }
+    }
+}
+
+/// A lock whose holder never panics halfway.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
