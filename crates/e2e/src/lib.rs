@@ -117,3 +117,57 @@ pub fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> 
         }
     }
 }
+
+/// Several hosts: the first is the server, the others joined it.
+impl Fleet {
+    /// Boots hosts and makes them one cluster, with these lines in every fleet.conf.
+    pub fn join_all(name: &str, hosts: usize, conf: &str) -> Result<Fleet> {
+        let cluster = Cluster::up(Options::for_test(name, hosts).fleet(bin_dir()?))?;
+        let fleet = Fleet { cluster };
+        fleet.host().write("/etc/fleet/fleet.conf", format!("listen=\"*\"\n{conf}\n"))?;
+        fleet.host().start_fleet()?;
+        let token = fleet.token("{}")?;
+        for host in &fleet.cluster.hosts()[1..] {
+            fleet.join(host, &token, conf)?;
+            host.start_fleet()?;
+        }
+        until("all machines are there", || {
+            Ok(fleet.ok("list-machines --no-legend")?.lines().count() == hosts)
+        })?;
+        Ok(fleet)
+    }
+
+    /// A join token.
+    pub fn token(&self, terms: &str) -> Result<String> {
+        let answer = self.http()?.json("POST", "/fleet/v1/join-tokens", terms)?;
+        let made: serde_json::Value = serde_json::from_str(&answer.body).context(answer.body)?;
+        made["token"].as_str().map(str::to_owned).context("no token in the answer")
+    }
+
+    /// Configures a host to join the first with a token.
+    pub fn join(&self, host: &Host, token: &str, conf: &str) -> Result<()> {
+        host.write("/etc/fleet/join-token", format!("{token}\n"))?;
+        let join =
+            format!("join=\"{}\"\njoin_token_file=\"/etc/fleet/join-token\"\n{conf}\n", self.host().ip());
+        host.write("/etc/fleet/fleet.conf", join)
+    }
+
+    /// On which hosts systemd runs a unit, by index.
+    pub fn copies(&self, unit: &str) -> Result<Vec<usize>> {
+        let mut copies = Vec::new();
+        for (index, host) in self.cluster.hosts().iter().enumerate() {
+            if host.is_up() && host.run(["systemctl", "is-active", unit])?.stdout.trim() == "active" {
+                copies.push(index);
+            }
+        }
+        Ok(copies)
+    }
+
+    /// The main processes of all units with this prefix on a host.
+    pub fn pids(&self, host: usize, prefix: &str) -> Result<String> {
+        let script = format!(
+            "for u in $(systemctl list-units --plain --no-legend --state=active '{prefix}*' | cut -d' ' -f1); do echo $u $(systemctl show --value -p MainPID $u); done"
+        );
+        Ok(self.cluster.host(host).sh(&script)?.ok()?.stdout)
+    }
+}

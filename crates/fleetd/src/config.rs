@@ -7,11 +7,13 @@
 //! lesser source says.
 //!
 //! Everything is a function of text and a map of variables, but for [`Config::load`] and [`environment`].
+use fleet_link::{DEFAULT_PORT, dial::Address};
 use std::{
     collections::{BTreeMap, HashSet},
     ffi::OsString,
     fmt,
     io::{ErrorKind, Read},
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -128,6 +130,14 @@ pub struct Config {
     pub state_directory: PathBuf,
     /// The unix socket of the API, when systemd hands over none.
     pub api_socket: PathBuf,
+    /// Where a server lets agents in; nowhere when empty.
+    pub listen: Vec<SocketAddr>,
+    /// The servers of an agent; this fleetd is a server itself when empty.
+    pub join: Vec<Address>,
+    /// The text of the token to join with.
+    pub join_token: Option<Secret>,
+    /// The file with that text.
+    pub join_token_file: Option<PathBuf>,
 }
 
 /// Where a value comes from.
@@ -200,7 +210,7 @@ pub enum ConfigError {
 }
 
 /// Every key there is, in the order of docs/CONFIGURATION.md.
-pub const KEYS: [&str; 23] = [
+pub const KEYS: [&str; 27] = [
     "verbosity",
     "etcd_servers",
     "etcd_username",
@@ -224,6 +234,10 @@ pub const KEYS: [&str; 23] = [
     "authorized_keys_file",
     "state_directory",
     "api_socket",
+    "listen",
+    "join",
+    "join_token",
+    "join_token_file",
 ];
 
 /// Variables `FLEET_…` that are read elsewhere.
@@ -410,6 +424,11 @@ impl Options {
     }
 
     fn add_flags(&mut self, flags: &Flags) -> Result<(), ConfigError> {
+        let join = flags.join.as_ref().map(|value| ("join", value.clone()));
+        let token = flags.join_token.as_ref().map(|value| ("join_token", value.expose().to_owned()));
+        for (key, value) in join.into_iter().chain(token) {
+            self.values.insert(key, (value, Origin::Flag(key.to_owned())));
+        }
         for setting in &flags.set {
             let (key, value) = setting
                 .expose()
@@ -478,7 +497,12 @@ impl Options {
             units_directory: self.read("units_directory", "/run/fleet/units/".into(), absolute)?,
             state_directory: self.read("state_directory", "/var/lib/fleet".into(), absolute)?,
             api_socket: self.read("api_socket", DEFAULT_API_SOCKET.into(), absolute)?,
+            listen: self.read("listen", Vec::new(), listen)?,
+            join: self.read("join", Vec::new(), join)?,
+            join_token: self.text("join_token").map(Secret),
+            join_token_file: self.read("join_token_file", None, |text| absolute(text).map(Some))?,
         };
+        self.check_roles(&config)?;
         if self.read("systemd_user", false, boolean)?
             && let Some(setting) = self.setting("systemd_user")
         {
@@ -535,6 +559,30 @@ impl Options {
         metadata
     }
 
+    /// A fleetd is a server, with a registry of its own or on etcd, or an agent of servers.
+    fn check_roles(&mut self, config: &Config) -> Result<(), ConfigError> {
+        if let Some(join) = self.setting("join").filter(|_| !config.join.is_empty()) {
+            for (key, given) in
+                [("etcd_servers", !config.etcd.servers.is_empty()), ("listen", !config.listen.is_empty())]
+            {
+                if given {
+                    return Err(join.error(format!(
+                        "an agent of other servers can't be one itself: remove join or {key}"
+                    )));
+                }
+            }
+        }
+        let token = config.join_token.is_some() || config.join_token_file.is_some();
+        for key in ["join_token", "join_token_file"] {
+            self.warn_if(
+                key,
+                token && config.join.is_empty(),
+                &format!("{key} is ignored because join is not set"),
+            );
+        }
+        Ok(())
+    }
+
     fn etcd(&mut self) -> Result<EtcdConfig, ConfigError> {
         let etcd = EtcdConfig {
             servers: self.read("etcd_servers", Vec::new(), servers)?,
@@ -560,6 +608,37 @@ impl Options {
         self.warn_if("etcd_password", stray, "etcd_password is ignored because etcd_username is not set");
         Ok(etcd)
     }
+}
+
+/// The items of a list, separated by commas, in brackets or not.
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    let text = text.trim();
+    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).filter(|_| text.contains('"'));
+    inner
+        .unwrap_or(text)
+        .split(',')
+        .map(|item| item.trim().trim_matches('"').trim())
+        .filter(|item| !item.is_empty())
+}
+
+/// Addresses to listen on: IP addresses, each with a port or for the default port; `*` for all.
+fn listen(text: &str) -> Result<Vec<SocketAddr>, String> {
+    let address = |item: &str| {
+        let item = match item.strip_prefix('*') {
+            Some(port) => format!("0.0.0.0{port}"),
+            None => item.to_owned(),
+        };
+        let ip = item.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, DEFAULT_PORT));
+        ip.or_else(|| item.parse().ok()).ok_or_else(|| {
+            format!("{} is no IP address (10.0.0.1, 10.0.0.1:{DEFAULT_PORT} or *)", shown(&item))
+        })
+    };
+    items(text).map(address).collect()
+}
+
+/// Addresses of servers.
+fn join(text: &str) -> Result<Vec<Address>, String> {
+    items(text).map(|item| item.parse::<Address>().map_err(|error| error.to_string())).collect()
 }
 
 /// The words of Go's `strconv.ParseBool`.

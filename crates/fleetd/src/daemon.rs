@@ -2,19 +2,21 @@
 //! Whatever ends fleetd, the machine's units are left as they are.
 
 use crate::agent::{Agent, Pulse};
-use crate::api::{Api, MAX_CONNECTIONS};
+use crate::api::{self, Api, MAX_CONNECTIONS};
 use crate::config::{Command, Config, Flags, RegistryCommand, environment};
+use crate::identity::{self, IdentityFiles};
 use crate::server::{Server, ServerConfig};
 use crate::{address, listen, logging, notify::Notifier};
 use anyhow::{Context, bail};
 use fleet_cluster::model::Machine;
-use fleet_link::{AgentEnd, Hello};
+use fleet_link::{AgentEnd, Hello, KeepAlive, dial::Dialer, serve};
 use fleet_registry::{EmbeddedStore, Store, embedded};
 use fleet_systemd::dbus::{Directories, SystemdHost};
 use std::path::{Path, PathBuf};
 use std::{sync::Arc, time::Duration};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -75,11 +77,14 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
         }
     };
     let notifier = Arc::new(notifier);
-
-    let store = EmbeddedStore::open(&config.state_directory)?;
     let directories = Directories {
         launched: config.units_directory.parent().unwrap_or(Path::new("/run/fleet")).join("launched"),
         units: config.units_directory.clone(),
+    };
+    // The registry first: who can't have it must not touch the machine.
+    let store = match config.join[..] {
+        [] => Some(EmbeddedStore::open(&config.state_directory)?),
+        _ => None,
     };
     let systemd = SystemdHost::connect(directories)
         .await
@@ -87,57 +92,48 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
     let agent =
         Agent::new(Arc::new(systemd)).await.context("unable to see what fleet has on this machine")?;
 
-    let cancel = CancellationToken::new();
-    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
-    let server_config = ServerConfig { agent_ttl: config.agent_ttl, disable_engine: config.disable_engine };
-    let server = Server::new(store.clone(), server_config, cancel.clone());
-    server.start(&mut tasks);
-
-    let (sessions, ends) = mpsc::channel(1);
-    let pulse = agent.pulse();
-    let agent_cancel = cancel.clone();
-    tasks.spawn(async move {
-        agent.run(ends, agent_cancel.clone()).await;
-        if agent_cancel.is_cancelled() { Ok(()) } else { bail!("the agent ended") }
-    });
     let machine = Machine {
         public_ip,
         metadata: config.metadata.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    tasks.spawn(own_session(server.clone(), Hello { id, machine }, sessions, cancel.clone()));
-
-    let api = Arc::new(Api {
-        server: server.clone(),
-        page_size: u16::try_from(config.token_limit).unwrap_or(u16::MAX),
-        cancel: cancel.clone(),
+    let mut daemon = Daemon {
+        hello: Hello { id, machine },
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-    });
+        cancel: CancellationToken::new(),
+        tasks: JoinSet::new(),
+    };
+    let pulse = agent.pulse();
+    let sessions = daemon.run_agent(agent);
     // The file of our own socket goes when this is dropped, after the last connection.
     let (listeners, _socket_file) = sockets.listeners().context("unable to serve the API")?;
-    for listener in listeners {
-        tasks.spawn(accept(listener, api.clone()));
-    }
-    tasks.spawn(watch_over(notifier.clone(), pulse, cancel.clone()));
+    daemon.tasks.spawn(watch_over(notifier.clone(), pulse, daemon.cancel.clone()));
+    let ready = match &store {
+        Some(store) => daemon.be_server(&config, store, listeners, sessions).await?,
+        None => daemon.be_agent(&config, listeners, sessions),
+    };
 
-    let ready = server.hub().clone();
     let first = tokio::select! {
-        () = ready.reached(1) => None,
-        ended = tasks.join_next() => ended,
+        ready = ready => match ready {
+            Ok(status) => {
+                notifier.ready(&status);
+                info!("Ready: {status}");
+                None
+            }
+            // Its sender is gone: the task that would have told ended.
+            Err(_) => daemon.tasks.join_next().await,
+        },
+        ended = daemon.tasks.join_next() => ended,
         _ = terminate.recv() => Some(Ok(Ok(()))),
         _ = interrupt.recv() => Some(Ok(Ok(()))),
     };
     let ended = match first {
         Some(ended) => Some(ended),
-        None => {
-            notifier.ready("serving");
-            info!("Ready");
-            tokio::select! {
-                ended = tasks.join_next() => ended,
-                _ = terminate.recv() => { info!("Received SIGTERM: stopping; units go on"); None }
-                _ = interrupt.recv() => { info!("Received SIGINT: stopping; units go on"); None }
-            }
-        }
+        None => tokio::select! {
+            ended = daemon.tasks.join_next() => ended,
+            _ = terminate.recv() => { info!("Received SIGTERM: stopping; units go on"); None }
+            _ = interrupt.recv() => { info!("Received SIGINT: stopping; units go on"); None }
+        },
     };
     let outcome = match ended {
         None | Some(Ok(Ok(()))) => Ok(()),
@@ -149,17 +145,186 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
     }
 
     notifier.stopping("stopping");
-    cancel.cancel();
-    let rest = async {
-        while tasks.join_next().await.is_some() {}
-        // The last permits come back when the last connections end.
-        let _ = api.connections.acquire_many(u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX)).await;
-    };
-    if tokio::time::timeout(STOP_DEADLINE, rest).await.is_err() {
-        warn!("some connections did not end in time");
+    daemon.end().await;
+    if let Some(store) = store {
+        store.close().await;
     }
-    store.close().await;
     outcome
+}
+
+/// The tasks of a running daemon, and what they share.
+struct Daemon {
+    hello: Hello,
+    connections: Arc<Semaphore>,
+    cancel: CancellationToken,
+    tasks: JoinSet<anyhow::Result<()>>,
+}
+
+/// Tells when the daemon is ready, with a status for systemd.
+type Ready = oneshot::Receiver<String>;
+
+impl Daemon {
+    /// Starts the agent; what it needs is sessions.
+    fn run_agent(&mut self, agent: Agent<SystemdHost>) -> mpsc::Sender<AgentEnd> {
+        let (sessions, ends) = mpsc::channel(1);
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
+            agent.run(ends, cancel.clone()).await;
+            if cancel.is_cancelled() { Ok(()) } else { bail!("the agent ended") }
+        });
+        sessions
+    }
+
+    /// The role of a server: registry, engine, API, and a port for other machines' agents.
+    async fn be_server(
+        &mut self,
+        config: &Config,
+        store: &EmbeddedStore,
+        listeners: Vec<listen::Listener>,
+        sessions: mpsc::Sender<AgentEnd>,
+    ) -> anyhow::Result<Ready> {
+        let server_config =
+            ServerConfig { agent_ttl: config.agent_ttl, disable_engine: config.disable_engine };
+        let server = Server::new(store.clone(), server_config, self.cancel.clone());
+        server.start(&mut self.tasks);
+        self.tasks.spawn(own_session(server.clone(), self.hello.clone(), sessions, self.cancel.clone()));
+        if !config.listen.is_empty() {
+            self.let_agents_in(config, &server).await?;
+        }
+        let api = Arc::new(Api {
+            server: server.clone(),
+            page_size: u16::try_from(config.token_limit).unwrap_or(u16::MAX),
+            cancel: self.cancel.clone(),
+        });
+        for listener in listeners {
+            let api = api.clone();
+            self.accept(listener, move |stream| api.clone().serve(stream));
+        }
+        let (send, ready) = oneshot::channel();
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = server.hub().reached(1) => drop(send.send("serving".to_owned())),
+            }
+            cancel.cancelled().await;
+            Ok(())
+        });
+        Ok(ready)
+    }
+
+    /// Opens the port for agents, and serves each in a task of its own.
+    async fn let_agents_in(&mut self, config: &Config, server: &Server<EmbeddedStore>) -> anyhow::Result<()> {
+        let authority = Arc::new(server.authority().await?);
+        let (send, mut ends) = mpsc::channel(64);
+        for address in &config.listen {
+            let listener =
+                TcpListener::bind(address).await.with_context(|| format!("unable to listen on {address}"))?;
+            let options = serve::Options {
+                addresses: vec![self.hello.machine.public_ip.clone(), address.ip().to_string()],
+                ..serve::Options::default()
+            };
+            info!("Letting agents in on {address}; CA {}", authority.root().fingerprint());
+            let (authority, server, send) = (authority.clone(), Arc::new(server.clone()), send.clone());
+            let cancel = self.cancel.clone();
+            self.tasks.spawn(async move {
+                Ok(serve::serve(listener, authority, server, options, send, cancel).await?)
+            });
+        }
+        let (server, cancel) = (server.clone(), self.cancel.clone());
+        self.tasks.spawn(async move {
+            let mut agents: JoinSet<()> = JoinSet::new();
+            loop {
+                tokio::select! {
+                    () = cancel.cancelled() => break,
+                    Some(_) = agents.join_next() => {}
+                    end = ends.recv() => {
+                        let Some(end) = end else { break };
+                        let server = server.clone();
+                        agents.spawn(async move {
+                            let id = end.hello.id.clone();
+                            if let Err(error) = server.serve_agent(end).await {
+                                warn!(machine = %id, "the session with machine {id} broke: {error:#}");
+                            }
+                        });
+                    }
+                }
+            }
+            while agents.join_next().await.is_some() {}
+            cancel.cancelled().await;
+            Ok(())
+        });
+        Ok(())
+    }
+
+    /// The role of an agent only: sessions come from servers elsewhere.
+    fn be_agent(
+        &mut self,
+        config: &Config,
+        listeners: Vec<listen::Listener>,
+        sessions: mpsc::Sender<AgentEnd>,
+    ) -> Ready {
+        let servers = config.join.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        for listener in listeners {
+            let (servers, cancel) = (servers.clone(), self.cancel.clone());
+            self.accept(listener, move |stream| api::refuse(stream, servers.clone(), cancel.clone()));
+        }
+        let (send, ready) = oneshot::channel();
+        let (config, hello, cancel) = (config.clone(), self.hello.clone(), self.cancel.clone());
+        self.tasks.spawn(async move {
+            let Some(identity) = identity::obtain(&config, &hello.id, &cancel).await? else { return Ok(()) };
+            let _ = send.send(format!("agent of {servers}"));
+            // Different on every machine and at every start; only spreads the attempts to connect.
+            let seed = hello.id.as_str().bytes().fold(u64::from(std::process::id()), |seed, byte| {
+                seed.wrapping_mul(31).wrapping_add(u64::from(byte))
+            });
+            let dialer = Dialer::new(config.join.clone(), identity, hello, KeepAlive::default(), seed)?;
+            let files = IdentityFiles::new(&config.state_directory);
+            let store = tokio::spawn(files.keep_stored(dialer.identity()));
+            dialer.run(sessions, cancel.clone()).await;
+            store.await.context("storing renewed certificates")?;
+            if cancel.is_cancelled() { Ok(()) } else { bail!("nobody takes sessions any more") }
+        });
+        ready
+    }
+
+    /// Accepts connections of one listener until cancelled; each is served in a task of its own, which holds a permit.
+    fn accept<F>(&mut self, listener: listen::Listener, serve: impl Fn(listen::Stream) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (connections, cancel) = (self.connections.clone(), self.cancel.clone());
+        self.tasks.spawn(async move {
+            loop {
+                let permit = tokio::select! {
+                    () = cancel.cancelled() => return Ok(()),
+                    permit = connections.clone().acquire_owned() => permit.context("no more permits")?,
+                };
+                let stream = tokio::select! {
+                    () = cancel.cancelled() => return Ok(()),
+                    stream = listener.accept() => stream,
+                };
+                let served = serve(stream);
+                tokio::spawn(async move {
+                    served.await;
+                    drop(permit);
+                });
+            }
+        });
+    }
+
+    /// Ends all tasks and connections.
+    async fn end(mut self) {
+        self.cancel.cancel();
+        let rest = async {
+            while self.tasks.join_next().await.is_some() {}
+            // The last permits come back when the last connections end.
+            let _ = self.connections.acquire_many(u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX)).await;
+        };
+        if tokio::time::timeout(STOP_DEADLINE, rest).await.is_err() {
+            warn!("some connections did not end in time");
+        }
+    }
 }
 
 /// The session between this fleetd's server and its own agent, begun again should it break.
@@ -185,25 +350,6 @@ async fn own_session<S: Store>(
             () = cancel.cancelled() => return Ok(()),
             () = tokio::time::sleep(SESSION_RETRY) => {}
         }
-    }
-}
-
-/// Accepts connections of one listener until cancelled; each is served in a task of its own, which holds a permit.
-async fn accept<S: Store>(listener: listen::Listener, api: Arc<Api<S>>) -> anyhow::Result<()> {
-    loop {
-        let permit = tokio::select! {
-            () = api.cancel.cancelled() => return Ok(()),
-            permit = api.connections.clone().acquire_owned() => permit.context("no more permits")?,
-        };
-        let stream = tokio::select! {
-            () = api.cancel.cancelled() => return Ok(()),
-            stream = listener.accept() => stream,
-        };
-        let api = api.clone();
-        tokio::spawn(async move {
-            api.serve(stream).await;
-            drop(permit);
-        });
     }
 }
 

@@ -3,12 +3,14 @@
 //! - `route`: which path and method is what; pure
 //! - `decode`: bodies, with the original's words for what is wrong with them; pure
 //! - `resources`: units, states, machines
+//! - `members`: join tokens, and the machines that joined
 //! - `live`: status, journal and events: answers that come from machines or go on
 //!
 //! Bounds: connections, header time, body size and time; every answer but the live ones has a deadline.
 
 mod decode;
 mod live;
+mod members;
 mod page;
 mod resources;
 mod route;
@@ -22,7 +24,6 @@ use hyper::{Request, Response, StatusCode, body::Incoming, header, service::serv
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -50,34 +51,65 @@ pub struct Api<S: Store> {
     pub page_size: u16,
     /// Ends live answers.
     pub cancel: CancellationToken,
-    /// Permits for connections.
-    pub connections: Arc<Semaphore>,
+}
+
+/// Serves one connection of an agent that is no server: says who can answer.
+pub async fn refuse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    servers: String,
+    cancel: CancellationToken,
+) {
+    let message = format!("fleetd on this machine is an agent only; ask one of its servers ({servers})");
+    connection(stream, cancel, move |_| {
+        let answer = failure(StatusCode::SERVICE_UNAVAILABLE, &message);
+        async move { answer }
+    })
+    .await;
+}
+
+/// Serves one connection until its end, or, after cancellation, until the request under way is answered.
+async fn connection<F>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    cancel: CancellationToken,
+    answer: impl Fn(Request<Incoming>) -> F + Send + 'static,
+) where
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let service = service_fn(move |request| {
+        let answered = answer(request);
+        async move {
+            let mut answer = answered.await;
+            answer.headers_mut().insert(header::SERVER, header::HeaderValue::from_static(SERVER));
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    // Names of headers as the original wrote them.
+    http.title_case_headers(true);
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).max_buf_size(64 << 10);
+    let connection = http.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = cancel.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!("API connection: {error}");
+    }
 }
 
 impl<S: Store> Api<S> {
-    /// Serves one connection until its end, or, after cancellation, until the request under way is answered.
+    /// Serves one connection.
     pub async fn serve(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let api = self.clone();
-        let service = service_fn(move |request| {
-            let api = api.clone();
-            async move { Ok::<_, Infallible>(api.answer(request).await) }
-        });
-        let mut http = hyper::server::conn::http1::Builder::new();
-        // Names of headers as the original wrote them.
-        http.title_case_headers(true);
-        http.timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).max_buf_size(64 << 10);
-        let connection = http.serve_connection(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = self.cancel.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            debug!("API connection: {error}");
-        }
+        let cancel = self.cancel.clone();
+        connection(stream, cancel, move |request| {
+            let api = self.clone();
+            async move { api.answer(request).await }
+        })
+        .await;
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Answer {
@@ -88,7 +120,6 @@ impl<S: Store> Api<S> {
                 Err(_) => failure(StatusCode::GATEWAY_TIMEOUT, "no answer within a minute"),
             };
         let headers = answer.headers_mut();
-        headers.insert(header::SERVER, header::HeaderValue::from_static(SERVER));
         let revision = *self.server.hub().applied().borrow();
         headers.insert("fleet-revision", header::HeaderValue::from(revision));
         answer

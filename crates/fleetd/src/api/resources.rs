@@ -52,6 +52,11 @@ impl<S: Store> Api<S> {
             Route::State(name) => self.state(&name),
             Route::UnitStatus(name) => self.status(&name, &query).await,
             Route::UnitJournal(name) => self.journal(&name, &query).await,
+            Route::JoinTokens => self.join_tokens().await,
+            Route::CreateJoinToken => self.create_join_token(request).await,
+            Route::RevokeJoinToken(id) => self.revoke_join_token(&id).await,
+            Route::Members => self.members().await,
+            Route::RemoveMachine(id) => self.remove_machine(&id).await,
             Route::Events => self.events(&query, request.headers()),
         }
     }

@@ -20,6 +20,11 @@ pub(crate) enum Route {
     States,
     State(String),
     Events,
+    JoinTokens,
+    CreateJoinToken,
+    RevokeJoinToken(String),
+    Members,
+    RemoveMachine(String),
     /// An error, with its message.
     Refused(StatusCode, &'static str),
 }
@@ -85,6 +90,21 @@ fn resource(method: &Method, path: &str) -> Route {
         ["state"] => get(Route::States),
         ["state", name] if !name.is_empty() => get(Route::State(name.to_owned())),
         ["events"] => get(Route::Events),
+        ["join-tokens"] => match *method {
+            Method::GET => Route::JoinTokens,
+            Method::POST => Route::CreateJoinToken,
+            _ => Route::Refused(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "only GET and POST supported against this resource",
+            ),
+        },
+        ["join-tokens", id] if !id.is_empty() && *method == Method::DELETE => {
+            Route::RevokeJoinToken(id.to_owned())
+        }
+        ["members"] => get(Route::Members),
+        ["machines", id] if !id.is_empty() && *method == Method::DELETE => {
+            Route::RemoveMachine(id.to_owned())
+        }
         _ => Route::Refused(StatusCode::NOT_FOUND, ""),
     }
 }

@@ -18,6 +18,12 @@ pub struct Flags {
     /// Configuration file; without this flag /etc/fleet/fleet.conf, if it is there
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Be an agent of the server(s) at these addresses (the option join)
+    #[arg(long, value_name = "ADDRESS")]
+    pub join: Option<String>,
+    /// The token to join with, once (the option join_token)
+    #[arg(long, value_name = "TOKEN")]
+    pub join_token: Option<Secret>,
     /// Set an option of the configuration, over the file and the environment (may be repeated)
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<Secret>,

@@ -65,6 +65,10 @@ fn defaults() {
             units_directory: "/run/fleet/units/".into(),
             state_directory: "/var/lib/fleet".into(),
             api_socket: "/run/fleet.sock".into(),
+            listen: Vec::new(),
+            join: Vec::new(),
+            join_token: None,
+            join_token_file: None,
         }
     );
     assert!(config.embedded_registry());

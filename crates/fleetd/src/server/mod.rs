@@ -13,10 +13,12 @@
 mod engine;
 mod follow;
 pub(crate) mod hub;
+mod membership;
 mod session;
 mod write;
 
 pub use hub::{EventCursor, Hub};
+pub use membership::{MemberRecord, MembershipError};
 pub use session::AskError;
 pub use write::{MetadataEdit, Put, WriteError};
 

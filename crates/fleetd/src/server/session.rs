@@ -9,6 +9,7 @@ use fleet_unit::UnitName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 /// Writes of a machine's states: so many at once, then one per interval. A flapping unit must not turn into a
@@ -29,6 +30,8 @@ const ANSWER_QUEUE: usize = 16;
 #[derive(Clone, Debug)]
 pub(super) struct Handle {
     send: mpsc::Sender<ToAgent>,
+    /// Ends the session.
+    pub(super) end: CancellationToken,
 }
 
 /// Why a machine can't be asked.
@@ -59,7 +62,7 @@ impl<S: Store> Server<S> {
     pub(super) async fn run_session(&self, end: ServerEnd) -> anyhow::Result<()> {
         let id = end.hello.id.clone();
         let mailbox = self.hub.open_mailbox(&id);
-        let handle = Handle { send: end.send.clone() };
+        let handle = Handle { send: end.send.clone(), end: self.cancel.child_token() };
         lock(&self.sessions).insert(id.clone(), handle.clone());
         info!(machine = %id, "session with machine {id} begins");
         let mut session = Session {
@@ -76,7 +79,7 @@ impl<S: Store> Server<S> {
             refilled: Instant::now(),
         };
         let ended = tokio::select! {
-            () = self.cancel.cancelled() => Ok(()),
+            () = handle.end.cancelled() => Ok(()),
             ended = session.run(&mailbox, end.receive) => ended,
         };
         self.hub.close_mailbox(&id, &mailbox);

@@ -8,7 +8,7 @@ use fleet_unit::{RequirementError, Requirements, UnitFile, UnitName};
 use std::collections::BTreeMap;
 
 /// How often a write is decided again when somebody else wrote first.
-const ATTEMPTS: usize = 16;
+pub(super) const ATTEMPTS: usize = 16;
 
 /// What putting a unit did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

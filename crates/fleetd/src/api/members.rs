@@ -1,0 +1,157 @@
+//! Join tokens, and the machines that joined.
+
+use super::{Answer, Api, empty, failure, json, read_body};
+use crate::config::duration;
+use crate::server::MembershipError;
+use fleet_cluster::model::MachineId;
+use fleet_link::token::{Terms, TokenRecord};
+use fleet_registry::{Store, StoreError};
+use hyper::{Request, StatusCode, body::Incoming};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// How long a token is good unless its maker says otherwise, and at most.
+const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
+const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct CreateToken {
+    ttl: String,
+    uses: Option<u32>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JoinToken {
+    created: u64,
+    expires: u64,
+    id: String,
+    /// Only in the answer to its creation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uses_left: Option<u32>,
+}
+
+impl JoinToken {
+    fn of(record: &TokenRecord, token: Option<String>) -> JoinToken {
+        JoinToken {
+            created: record.created,
+            expires: record.expires,
+            id: record.id.to_string(),
+            token,
+            uses_left: record.uses_left,
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JoinTokenList {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    join_tokens: Vec<JoinToken>,
+}
+
+#[derive(Serialize)]
+struct Member {
+    connected: bool,
+    joined: u64,
+    #[serde(rename = "machineID")]
+    machine_id: String,
+}
+
+#[derive(Serialize)]
+struct MemberList {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    members: Vec<Member>,
+}
+
+impl<S: Store> Api<S> {
+    pub(super) async fn join_tokens(&self) -> Answer {
+        match self.server.tokens().await {
+            Ok(records) => {
+                let join_tokens = records.iter().map(|record| JoinToken::of(record, None)).collect();
+                json(StatusCode::OK, &JoinTokenList { join_tokens })
+            }
+            Err(error) => membership_failure(&error),
+        }
+    }
+
+    pub(super) async fn create_join_token(&self, request: Request<Incoming>) -> Answer {
+        let bytes = match read_body(request.into_body()).await {
+            Ok(bytes) => bytes,
+            Err(answer) => return answer,
+        };
+        let asked: CreateToken = match bytes.trim_ascii() {
+            [] => CreateToken::default(),
+            body => match serde_json::from_slice(body) {
+                Ok(asked) => asked,
+                Err(error) => {
+                    return failure(StatusCode::BAD_REQUEST, &format!("unable to decode body: {error}"));
+                }
+            },
+        };
+        let ttl = match asked.ttl.as_str() {
+            "" => DEFAULT_TTL,
+            text => match duration::parse(text) {
+                Ok(ttl) if (Duration::from_secs(1)..=MAX_TTL).contains(&ttl) => ttl,
+                Ok(_) => return failure(StatusCode::BAD_REQUEST, "ttl must be from 1s to 366 days (8784h)"),
+                Err(error) => return failure(StatusCode::BAD_REQUEST, &format!("ttl: {error}")),
+            },
+        };
+        if asked.uses == Some(0) {
+            return failure(StatusCode::BAD_REQUEST, "uses must be 1 or more");
+        }
+        match self.server.create_token(Terms { ttl, uses: asked.uses }).await {
+            Ok((token, record)) => {
+                json(StatusCode::CREATED, &JoinToken::of(&record, Some(token.to_text().to_string())))
+            }
+            Err(error) => membership_failure(&error),
+        }
+    }
+
+    pub(super) async fn revoke_join_token(&self, id: &str) -> Answer {
+        match self.server.revoke_token(id).await {
+            Ok(()) => empty(StatusCode::NO_CONTENT),
+            Err(error) => membership_failure(&error),
+        }
+    }
+
+    pub(super) async fn members(&self) -> Answer {
+        match self.server.members().await {
+            Ok(members) => {
+                let members = members.iter().map(|(id, record)| Member {
+                    connected: self.server.is_connected(id),
+                    joined: record.joined,
+                    machine_id: id.to_string(),
+                });
+                json(StatusCode::OK, &MemberList { members: members.collect() })
+            }
+            Err(error) => membership_failure(&error),
+        }
+    }
+
+    pub(super) async fn remove_machine(&self, id: &str) -> Answer {
+        let id = match MachineId::parse(id) {
+            Ok(id) => id,
+            Err(error) => return failure(StatusCode::NOT_FOUND, &error.to_string()),
+        };
+        match self.server.remove_machine(&id).await {
+            Ok(()) => empty(StatusCode::NO_CONTENT),
+            Err(error) => membership_failure(&error),
+        }
+    }
+}
+
+fn membership_failure(error: &MembershipError) -> Answer {
+    let status = match error {
+        MembershipError::Unknown(_) => StatusCode::NOT_FOUND,
+        MembershipError::Contended(_) => StatusCode::CONFLICT,
+        MembershipError::Store(StoreError::Unavailable(_) | StoreError::Unknown(_)) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    failure(status, &error.to_string())
+}

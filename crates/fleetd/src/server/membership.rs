@@ -1,0 +1,285 @@
+//! Who belongs to the cluster: its CA, join tokens, and the machines that joined. All of it lives in the registry; none of it is
+//! part of the view, since no placement depends on it.
+//!
+//! | key | record |
+//! |---|---|
+//! | `ca` | [`CaRecord`]: the CA's certificate and key |
+//! | `token/ID` | [`TokenRecord`]: what is needed to check a token, not enough to use it |
+//! | `member/ID` | [`MemberRecord`]: the key with which a machine joined |
+//!
+//! The CA's key is as safe as the registry: the embedded one is a file that only root (or the user fleet) can read. Whoever reads the
+//! registry of a cluster could change all of it anyway.
+
+use super::{Server, hub::lock, write::ATTEMPTS};
+use fleet_cluster::model::MachineId;
+use fleet_link::ca::{Authority, CaError, KeyId};
+use fleet_link::serve::{Joining, Member, Membership, Refusal};
+use fleet_link::token::{Terms, Token, TokenError, TokenId, TokenRecord};
+use fleet_registry::records::machine_key;
+use fleet_registry::{Compare, Entry, Op, Store, StoreError, Txn};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+const CA: &str = "ca";
+const TOKENS: &str = "token/";
+const MEMBERS: &str = "member/";
+const FORMAT: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct CaRecord {
+    format: u32,
+    certificate: String,
+    key: Zeroizing<String>,
+}
+
+/// A machine that joined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    format: u32,
+    /// The key it proved to have.
+    pub key: KeyId,
+    /// When, seconds since 1970.
+    pub joined: u64,
+}
+
+/// Why something about membership could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum MembershipError {
+    /// The registry did not answer, or not take it.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// A key or certificate could not be made or read.
+    #[error("the cluster's CA: {0}")]
+    Ca(#[from] CaError),
+    /// A record that can't be read.
+    #[error("registry record {key}: {reason}")]
+    #[allow(missing_docs)]
+    Record { key: String, reason: String },
+    /// There is no such token or machine.
+    #[error("{0} does not exist")]
+    Unknown(String),
+    /// Others kept writing at the same time.
+    #[error("{0} is being changed by others; try again")]
+    Contended(String),
+}
+
+fn token_key(id: &TokenId) -> String {
+    format!("{TOKENS}{id}")
+}
+
+fn member_key(id: &MachineId) -> String {
+    format!("{MEMBERS}{id}")
+}
+
+fn read<T: DeserializeOwned>(entry: &Entry) -> Result<T, MembershipError> {
+    serde_json::from_slice(&entry.value)
+        .map_err(|error| MembershipError::Record { key: entry.key.to_string(), reason: error.to_string() })
+}
+
+fn put<T: Serialize>(key: String, record: &T) -> Result<Op, MembershipError> {
+    match serde_json::to_vec(record) {
+        Ok(value) => Ok(Op::Put { key, value, lease: None }),
+        Err(error) => Err(MembershipError::Record { key, reason: error.to_string() }),
+    }
+}
+
+fn revision_of(entry: Option<&Entry>) -> u64 {
+    entry.map_or(0, |entry| entry.revision)
+}
+
+impl<S: Store> Server<S> {
+    /// The cluster's CA; made when there is none.
+    pub async fn authority(&self) -> Result<Authority, MembershipError> {
+        for _ in 0..ATTEMPTS {
+            if let Some(entry) = self.store.get(CA).await? {
+                let record: CaRecord = read(&entry)?;
+                return Ok(Authority::from_pem(&record.certificate, &record.key)?);
+            }
+            let authority = Authority::create(SystemTime::now())?;
+            let record =
+                CaRecord { format: FORMAT, certificate: authority.root().to_pem(), key: authority.key_pem() };
+            let txn = Txn {
+                compares: vec![Compare { key: CA.to_owned(), revision: 0 }],
+                ops: vec![put(CA.to_owned(), &record)?],
+            };
+            match self.store.commit(txn).await {
+                Ok(_) => {
+                    info!("made the CA of this cluster, {}", authority.root().fingerprint());
+                    return Ok(authority);
+                }
+                // Another server was faster: its CA is the cluster's.
+                Err(StoreError::Conflict(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(MembershipError::Contended("the cluster's CA".to_owned()))
+    }
+
+    /// Makes a join token. Its secret is known to the caller only.
+    pub async fn create_token(&self, terms: Terms) -> Result<(Token, TokenRecord), MembershipError> {
+        let authority = self.authority().await?;
+        let (token, record) = Token::create(authority.root().fingerprint(), &terms, SystemTime::now())?;
+        let key = token_key(&token.id);
+        let txn =
+            Txn { compares: vec![Compare { key: key.clone(), revision: 0 }], ops: vec![put(key, &record)?] };
+        self.store.commit(txn).await?;
+        info!("made join token {}", token.id);
+        Ok((token, record))
+    }
+
+    /// All join tokens that are not over.
+    pub async fn tokens(&self) -> Result<Vec<TokenRecord>, MembershipError> {
+        let now = SystemTime::now();
+        let records = self
+            .store
+            .range(TOKENS)
+            .await?
+            .entries
+            .iter()
+            .map(read::<TokenRecord>)
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(records.into_iter().filter(|record| !record.revoked && !record.is_over(now)).collect())
+    }
+
+    /// Takes a join token back.
+    pub async fn revoke_token(&self, id: &str) -> Result<(), MembershipError> {
+        let key = format!("{TOKENS}{id}");
+        let Some(entry) = self.store.get(&key).await? else {
+            return Err(MembershipError::Unknown(format!("join token {id}")));
+        };
+        let txn = Txn {
+            compares: vec![Compare { key: key.clone(), revision: entry.revision }],
+            ops: vec![Op::Delete { key }],
+        };
+        match self.store.commit(txn).await {
+            Ok(_) => Ok(()),
+            Err(StoreError::Conflict(_)) => Err(MembershipError::Contended(format!("join token {id}"))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// All machines that joined.
+    pub async fn members(&self) -> Result<Vec<(MachineId, MemberRecord)>, MembershipError> {
+        let snapshot = self.store.range(MEMBERS).await?;
+        let members = snapshot.entries.iter().filter_map(|entry| {
+            let id = MachineId::parse(entry.key.strip_prefix(MEMBERS)?).ok()?;
+            Some(read(entry).map(|record| (id, record)))
+        });
+        members.collect()
+    }
+
+    /// Puts a machine out of the cluster: its credentials are worth nothing any more, its session ends, and its units are placed elsewhere
+    /// when its presence has run out.
+    pub async fn remove_machine(&self, id: &MachineId) -> Result<(), MembershipError> {
+        let Some(entry) = self.store.get(&member_key(id)).await? else {
+            return Err(MembershipError::Unknown(format!("machine {id}, as one that joined,")));
+        };
+        let txn = Txn {
+            compares: vec![Compare { key: member_key(id), revision: entry.revision }],
+            ops: vec![Op::Delete { key: member_key(id) }, Op::Delete { key: machine_key(id) }],
+        };
+        match self.store.commit(txn).await {
+            Ok(_) => {}
+            Err(StoreError::Conflict(_)) => return Err(MembershipError::Contended(format!("machine {id}"))),
+            Err(error) => return Err(error.into()),
+        }
+        info!(machine = %id, "removed machine {id} from the cluster");
+        if let Some(handle) = lock(&self.sessions).get(id) {
+            handle.end.cancel();
+        }
+        Ok(())
+    }
+
+    /// Whether a machine has a session with this server.
+    pub fn is_connected(&self, id: &MachineId) -> bool {
+        lock(&self.sessions).contains_key(id)
+    }
+
+    async fn try_join(&self, joining: &Joining) -> Result<(), JoinError> {
+        for _ in 0..ATTEMPTS {
+            let token = self.store.get(&token_key(&joining.token)).await.map_err(MembershipError::from)?;
+            let member =
+                self.store.get(&member_key(&joining.machine)).await.map_err(MembershipError::from)?;
+            let record = token.as_ref().map(read::<TokenRecord>).transpose()?;
+            let known = member.as_ref().map(read::<MemberRecord>).transpose()?;
+            let Some(record) = record else { return Err(Refusal::Token(TokenError::Wrong).into()) };
+            // A machine whose answer got lost comes again with the same key: the token's use was counted already.
+            let again = known.as_ref().is_some_and(|known| known.key == joining.key);
+            match record.check(&joining.secret, SystemTime::now()) {
+                Err(TokenError::UsedUp | TokenError::Expired) if again => {}
+                other => other.map_err(Refusal::from)?,
+            }
+            if again {
+                return Ok(());
+            }
+            if known.is_some() {
+                return Err(Refusal::OtherKey(joining.machine.clone()).into());
+            }
+            let joined = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            let fresh = MemberRecord { format: FORMAT, key: joining.key, joined };
+            let (token_key, member_key) = (token_key(&joining.token), member_key(&joining.machine));
+            let txn = Txn {
+                compares: vec![
+                    Compare { key: token_key.clone(), revision: revision_of(token.as_ref()) },
+                    Compare { key: member_key.clone(), revision: revision_of(member.as_ref()) },
+                ],
+                ops: vec![put(token_key, &record.used())?, put(member_key, &fresh)?],
+            };
+            match self.store.commit(txn).await {
+                Ok(_) => {
+                    info!(machine = %joining.machine, "machine {} joined from {}", joining.machine, joining.peer);
+                    return Ok(());
+                }
+                Err(StoreError::Conflict(_)) => {}
+                Err(error) => return Err(MembershipError::from(error).into()),
+            }
+        }
+        Err(Refusal::NotNow("too many machines join at the same time".to_owned()).into())
+    }
+
+    async fn check_member(&self, member: &Member) -> Result<(), JoinError> {
+        let entry = self.store.get(&member_key(&member.machine)).await.map_err(MembershipError::from)?;
+        match entry.as_ref().map(read::<MemberRecord>).transpose()? {
+            Some(record) if record.key == member.key => Ok(()),
+            Some(_) => Err(Refusal::OtherKey(member.machine.clone()).into()),
+            None => Err(Refusal::Unknown(member.machine.clone()).into()),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum JoinError {
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    #[error("{0}")]
+    Failed(#[from] MembershipError),
+}
+
+impl JoinError {
+    /// What the machine hears: a failure of ours is no refusal, and its details are for our log.
+    fn into_refusal(self) -> Refusal {
+        match self {
+            JoinError::Refused(refusal) => refusal,
+            JoinError::Failed(error) => {
+                warn!("checking a machine's membership: {error}");
+                Refusal::NotNow("its registry does not answer".to_owned())
+            }
+        }
+    }
+}
+
+impl<S: Store> Membership for Server<S> {
+    async fn join(&self, joining: Joining) -> Result<(), Refusal> {
+        self.try_join(&joining).await.map_err(JoinError::into_refusal)
+    }
+
+    async fn renew(&self, member: &Member) -> Result<(), Refusal> {
+        self.check_member(member).await.map_err(JoinError::into_refusal)
+    }
+
+    async fn admit(&self, member: &Member) -> Result<(), Refusal> {
+        self.check_member(member).await.map_err(JoinError::into_refusal)
+    }
+}
