@@ -7,13 +7,14 @@
 
 use fleet_cluster::agent::{self as logic, Job, Observed, Step};
 use fleet_cluster::model::*;
-use fleet_link::{AgentEnd, Ask, Chunk, FromAgent, Request, ToAgent};
+use fleet_link::{AgentEnd, Ask, Beat, Chunk, FromAgent, Request, ToAgent};
 use fleet_systemd::{Error, JobResult, Notice, Output, Systemd};
 use fleet_unit::{Hash, UnitFile, UnitName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::mpsc, task::JoinSet, time::Instant};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, oneshot};
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{debug, error, info, warn};
 
 /// After a failure of the machine (full disk, systemd out of reach) the next attempt waits this long, doubled up
@@ -59,6 +60,38 @@ struct Slot {
     /// The last state systemd told, which may be older than what is known to be outdated.
     seen: Option<SystemdState>,
     reported: Option<UnitReport>,
+}
+
+/// How long an answer to a sign of life is waited for; and the pause before the next one when there was none.
+const BEAT_DEADLINE: Duration = Duration::from_secs(5);
+const BEAT_RETRY: Duration = Duration::from_millis(500);
+/// How long giving up the machine's presence may take when it shuts down.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Gives signs of life as long as the session lasts: three within the time for which presence holds. Its own task, so that a long
+/// batch does not look like death.
+async fn beat(beats: mpsc::Sender<Beat>) {
+    loop {
+        let (held, answer) = oneshot::channel();
+        if beats.send(Beat { leaving: false, held }).await.is_err() {
+            return;
+        }
+        let pause = match tokio::time::timeout(BEAT_DEADLINE, answer).await {
+            Ok(Ok(ttl)) => ttl / 3,
+            _ => BEAT_RETRY,
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Says that this machine shuts down, so that its units are placed elsewhere at once.
+async fn leave(beats: &mpsc::Sender<Beat>) {
+    let (held, answer) = oneshot::channel();
+    let said = async { beats.send(Beat { leaving: true, held }).await.is_ok() && answer.await.is_ok() };
+    match tokio::time::timeout(LEAVE_DEADLINE, said).await {
+        Ok(true) => info!("the machine shuts down: gave up its presence"),
+        _ => warn!("the machine shuts down and no server answers: its presence runs out by itself"),
+    }
 }
 
 /// Whether the agent gets on, for the watchdog.
@@ -151,6 +184,7 @@ impl<S: Systemd> Agent<S> {
     pub async fn run(mut self, mut sessions: mpsc::Receiver<AgentEnd>, cancel: CancellationToken) {
         let mut notices = self.systemd.notices();
         let mut session: Option<AgentEnd> = None;
+        let mut beating: Option<AbortOnDropHandle<()>> = None;
         let mut full_pass = tokio::time::interval_at(Instant::now() + FULL_PASS, FULL_PASS);
         self.ask_all().await;
         loop {
@@ -179,10 +213,12 @@ impl<S: Systemd> Agent<S> {
                     None => {
                         warn!("the session with the server ended; units go on as they are");
                         session = None;
+                        beating = None;
                     }
                 },
                 end = sessions.recv(), if idle => match end {
                     Some(end) => {
+                        beating = Some(AbortOnDropHandle::new(tokio::spawn(beat(end.beats.clone()))));
                         for slot in self.slots.values_mut() {
                             slot.reported = None;
                         }
@@ -217,6 +253,12 @@ impl<S: Systemd> Agent<S> {
                 _ = full_pass.tick() => self.look_again(self.slots.keys().cloned().collect()),
                 Some(_) = self.questions.join_next(), if !self.questions.is_empty() => {}
             }
+        }
+        drop(beating);
+        if let Some(end) = &session
+            && self.systemd.is_shutting_down().await
+        {
+            leave(&end.beats).await;
         }
         self.questions.shutdown().await;
         self.jobs.shutdown().await;

@@ -22,8 +22,8 @@ use std::{
 pub mod file;
 mod flags;
 
-pub use fleet_api::duration;
 pub use flags::{Command, Flags, RegistryCommand};
+pub use fleet_api::duration;
 
 /// The configuration file that is read, if it is there, when none is given.
 pub const DEFAULT_FILE: &str = "/etc/fleet/fleet.conf";

@@ -100,6 +100,8 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
     let mut daemon = Daemon {
         hello: Hello { id, machine },
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        agent_cancel: CancellationToken::new(),
+        agent_ended: CancellationToken::new(),
         cancel: CancellationToken::new(),
         tasks: JoinSet::new(),
     };
@@ -156,6 +158,9 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
 struct Daemon {
     hello: Hello,
     connections: Arc<Semaphore>,
+    /// The agent ends first, while its session can still say goodbye.
+    agent_cancel: CancellationToken,
+    agent_ended: CancellationToken,
     cancel: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
 }
@@ -167,8 +172,9 @@ impl Daemon {
     /// Starts the agent; what it needs is sessions.
     fn run_agent(&mut self, agent: Agent<SystemdHost>) -> mpsc::Sender<AgentEnd> {
         let (sessions, ends) = mpsc::channel(1);
-        let cancel = self.cancel.clone();
+        let (cancel, ended) = (self.agent_cancel.clone(), self.agent_ended.clone());
         self.tasks.spawn(async move {
+            let _ended = ended.drop_guard();
             agent.run(ends, cancel.clone()).await;
             if cancel.is_cancelled() { Ok(()) } else { bail!("the agent ended") }
         });
@@ -315,6 +321,10 @@ impl Daemon {
 
     /// Ends all tasks and connections.
     async fn end(mut self) {
+        self.agent_cancel.cancel();
+        if tokio::time::timeout(STOP_DEADLINE, self.agent_ended.cancelled()).await.is_err() {
+            warn!("the agent did not end in time");
+        }
         self.cancel.cancel();
         let rest = async {
             while self.tasks.join_next().await.is_some() {}

@@ -616,6 +616,16 @@ impl Systemd for SystemdHost {
         self.with_files(move |directories| files::mark(directories, &boot, &unit, hash)).await
     }
 
+    async fn is_shutting_down(&self) -> bool {
+        let ask = async {
+            let bus = self.bus().await.ok()?;
+            bus.manager.system_state().await.ok()
+        };
+        // Asked when fleetd ends: an answer that takes long is of no use.
+        let answer = tokio::time::timeout(Duration::from_secs(2), ask).await;
+        answer.is_ok_and(|state| state.as_deref() == Some("stopping"))
+    }
+
     fn notices(&self) -> mpsc::Receiver<Notice> {
         let taken = self.notices.lock().unwrap_or_else(PoisonError::into_inner).take();
         // The second taker gets one that has ended.

@@ -109,6 +109,8 @@ pub trait Systemd: Send + Sync + 'static {
         unit: &UnitName,
         hash: Option<Hash>,
     ) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Whether the machine is going down (systemd is stopping everything). False when it can't be found out.
+    fn is_shutting_down(&self) -> impl Future<Output = bool> + Send;
     /// Notices of changes of installed units' states, gathered for some milliseconds. To be taken once.
     fn notices(&self) -> mpsc::Receiver<Notice>;
     /// `systemctl status`, without colours and pager.

@@ -316,6 +316,10 @@ impl Systemd for MemorySystemd {
         Ok(())
     }
 
+    async fn is_shutting_down(&self) -> bool {
+        false
+    }
+
     fn notices(&self) -> mpsc::Receiver<Notice> {
         // The second one to ask gets a stream that is over.
         self.lock().notices.take().unwrap_or_else(|| mpsc::channel(1).1)

@@ -2,7 +2,7 @@
 
 use super::{Server, hub::lock};
 use fleet_cluster::model::*;
-use fleet_link::{Ask, Chunk, FromAgent, Hello, Request, ServerEnd, ToAgent};
+use fleet_link::{Ask, Beat, Chunk, FromAgent, Hello, Request, ServerEnd, ToAgent};
 use fleet_registry::records::{PresenceRecord, put_presence, put_states};
 use fleet_registry::{LeaseId, Store, StoreError, Txn};
 use fleet_unit::UnitName;
@@ -70,6 +70,8 @@ impl<S: Store> Server<S> {
             hello: end.hello,
             send: end.send,
             told: BTreeMap::new(),
+            ever_told: BTreeSet::new(),
+            stranger: false,
             untold: BTreeSet::new(),
             reports: BTreeMap::new(),
             complete: false,
@@ -80,7 +82,7 @@ impl<S: Store> Server<S> {
         };
         let ended = tokio::select! {
             () = handle.end.cancelled() => Ok(()),
-            ended = session.run(&mailbox, end.receive) => ended,
+            ended = session.run(&mailbox, end.receive, end.beats) => ended,
         };
         self.hub.close_mailbox(&id, &mailbox);
         {
@@ -100,6 +102,10 @@ struct Session<'a, S: Store> {
     send: mpsc::Sender<ToAgent>,
     /// What the agent was told last.
     told: BTreeMap<UnitName, Wanted>,
+    /// All that it was told of in this session: some of it may still be stopping.
+    ever_told: BTreeSet<UnitName>,
+    /// Whether it was complained about that it reports what is none of its business.
+    stranger: bool,
     /// Units to look at again when the view has the machine.
     untold: BTreeSet<UnitName>,
     reports: BTreeMap<UnitName, UnitReport>,
@@ -117,6 +123,7 @@ impl<S: Store> Session<'_, S> {
         &mut self,
         mailbox: &super::hub::Mailbox<BTreeSet<UnitName>>,
         mut receive: mpsc::Receiver<FromAgent>,
+        mut beats: mpsc::Receiver<Beat>,
     ) -> anyhow::Result<()> {
         // Nothing is said to the agent before the view is complete and has its machine: absence is no instruction.
         while let Err(error) = self.begin().await {
@@ -125,12 +132,10 @@ impl<S: Store> Session<'_, S> {
         }
         mailbox.take();
         self.told = self.server.hub.view().all_wanted(&self.hello.id);
+        self.ever_told.extend(self.told.keys().cloned());
         if self.send.send(ToAgent::Snapshot(self.told.clone())).await.is_err() {
             return Ok(());
         }
-        let third = (self.server.config.agent_ttl / 3).max(Duration::from_millis(100));
-        let mut renew = tokio::time::interval(third);
-        renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let write_at = (!self.written && self.complete).then(|| self.next_write());
             let write = async {
@@ -150,7 +155,7 @@ impl<S: Store> Session<'_, S> {
                     }
                     None => return Ok(()),
                 },
-                _ = renew.tick() => self.renew().await,
+                Some(beat) = beats.recv() => self.beat(beat).await,
                 () = mailbox.wait() => {
                     if !self.tell(mailbox.take()).await {
                         return Ok(());
@@ -161,9 +166,23 @@ impl<S: Store> Session<'_, S> {
         }
     }
 
+    /// Whether a machine may report a unit: one that it was told of, or reported before. What else it claims to run must
+    /// not keep that unit from running elsewhere.
+    fn may_report(&mut self, name: &UnitName) -> bool {
+        let id = &self.hello.id;
+        let may = self.ever_told.contains(name)
+            || self.server.hub.view().reports_of(name).any(|(machine, _)| machine == id);
+        if !may && !self.stranger {
+            self.stranger = true;
+            warn!(machine = %id, "machine {id} reports units that are not placed on it, such as {name}; that is left out");
+        }
+        may
+    }
+
     fn take(&mut self, message: FromAgent) {
         match message {
-            FromAgent::Snapshot(reports) => {
+            FromAgent::Snapshot(mut reports) => {
+                reports.retain(|name, _| self.may_report(name));
                 self.written &= self.complete && self.reports == reports;
                 self.reports = reports;
                 self.complete = true;
@@ -171,9 +190,14 @@ impl<S: Store> Session<'_, S> {
             FromAgent::Changes(changes) => {
                 for (name, report) in changes {
                     match report {
-                        Some(report) => self.reports.insert(name, report),
-                        None => self.reports.remove(&name),
-                    };
+                        Some(report) if self.may_report(&name) => {
+                            self.reports.insert(name, report);
+                        }
+                        Some(_) => {}
+                        None => {
+                            self.reports.remove(&name);
+                        }
+                    }
                 }
                 self.written = false;
             }
@@ -194,7 +218,10 @@ impl<S: Store> Session<'_, S> {
                 let wanted = view.wanted(&self.hello.id, &name);
                 if wanted.as_ref() != self.told.get(&name) {
                     match &wanted {
-                        Some(wanted) => self.told.insert(name.clone(), wanted.clone()),
+                        Some(wanted) => {
+                            self.ever_told.insert(name.clone());
+                            self.told.insert(name.clone(), wanted.clone())
+                        }
                         None => self.told.remove(&name),
                     };
                     changes.insert(name, wanted);
@@ -215,22 +242,39 @@ impl<S: Store> Session<'_, S> {
         if self.tokens > 0 { now } else { self.refilled + REFILL }
     }
 
-    async fn renew(&mut self) {
+    /// A sign of life renews the machine's presence; its last one, when the machine shuts down, gives it up at once. The answer
+    /// tells for how long the presence holds; without one it must not be counted on.
+    async fn beat(&mut self, beat: Beat) {
+        let id = self.hello.id.clone();
+        if beat.leaving {
+            if let Some(lease) = self.lease.take()
+                && let Err(error) = self.server.store.revoke(lease).await
+            {
+                warn!(machine = %id, "giving up the presence of machine {id}: {error}; it runs out by itself");
+            }
+            info!(machine = %id, "machine {id} leaves: it shuts down");
+            let _ = beat.held.send(Duration::ZERO);
+            return;
+        }
         let renewed = match self.lease {
             Some(lease) => self.server.store.keep_alive(lease).await,
             None => self.begin().await,
         };
-        match renewed {
-            Ok(()) => {}
+        let renewed = match renewed {
             Err(StoreError::LeaseEnded) => {
-                warn!(machine = %self.hello.id, "presence of machine {} had run out; renewed", self.hello.id);
+                warn!(machine = %id, "presence of machine {id} had run out; renewed");
                 self.lease = None;
-                self.written = false;
-                if let Err(error) = self.begin().await {
-                    warn!(machine = %self.hello.id, "renewing presence: {error}");
-                }
+                self.begin().await
             }
-            Err(error) => warn!(machine = %self.hello.id, "renewing presence: {error}"),
+            other => other,
+        };
+        match renewed {
+            Ok(()) => {
+                let _ = beat.held.send(self.server.config.agent_ttl);
+                // What was held back while the machine was not there. That the agent is gone shows elsewhere.
+                self.tell(BTreeSet::new()).await;
+            }
+            Err(error) => warn!(machine = %id, "renewing the presence of machine {id}: {error}"),
         }
     }
 
@@ -253,7 +297,7 @@ impl<S: Store> Session<'_, S> {
 
     async fn write(&mut self) {
         let Some(lease) = self.lease else {
-            // The next renewal begins one; until then there is nothing to write the states under.
+            // The next beat begins one; until then there is nothing to write the states under.
             self.tokens = 0;
             self.refilled = Instant::now();
             return;

@@ -40,6 +40,9 @@ pub(super) trait Manager {
     ) -> zbus::Result<(bool, Vec<Change>)>;
     fn disable_unit_files(&self, files: &[&str], runtime: bool) -> zbus::Result<Vec<Change>>;
 
+    /// `running`, `degraded`, `stopping`, …
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn system_state(&self) -> zbus::Result<String>;
     /// Where unit files are looked for, first match first.
     #[zbus(property(emits_changed_signal = "false"))]
     fn unit_path(&self) -> zbus::Result<Vec<String>>;
