@@ -91,12 +91,11 @@ fn measure(case: &Case) -> Result<Figures, Box<dyn Error>> {
     let mut engine = Engine::new(Duration::ZERO, Duration::from_secs(30));
     for index in 0..MACHINES {
         let machine = Machine {
-            public_ip: String::new(),
             metadata: BTreeMap::from([
                 ("rack".to_owned(), (index % 100).to_string()),
                 ("zone".to_owned(), (index % 3).to_string()),
             ]),
-            version: String::new(),
+            ..Machine::default()
         };
         engine.note(&view.apply(Change::Machine(machine_id(index)?, Some(machine))));
     }
@@ -162,7 +161,7 @@ fn measure(case: &Case) -> Result<Figures, Box<dyn Error>> {
 fn measure_explain() -> Result<Duration, Box<dyn Error>> {
     let mut view = View::default();
     for index in 0..MACHINES {
-        let machine = Machine { public_ip: String::new(), metadata: BTreeMap::new(), version: String::new() };
+        let machine = Machine::default();
         view.apply(Change::Machine(machine_id(index)?, Some(machine)));
     }
     let (name, unit) = unit(0, "MachineMetadata=planet=mars\n", 1)?;

@@ -11,18 +11,84 @@
 //!
 //! A unit whose machine is gone and that fits nowhere else stays on the schedule there: taking it off would gain
 //! nothing, and would make a machine that was only out of reach stop it on its return.
+//!
+//! Not each of these is done at once:
+//!
+//! - What is not known yet is waited for: from the start of an engine, and from the end of an outage of the store
+//!   ([`Engine::hold_until`]), machines have a grace to show that they are there.
+//! - A unit with OnIsolation=stop is placed elsewhere only when its machine has certainly stopped it
+//!   (see [`crate::fencing`]). As nobody remembers what was on a machine before it vanished, this holds for such a unit that is nowhere
+//!   just as well, after any machine vanished and after the grace.
+//! - When many machines vanish at once their units are placed elsewhere at a certain pace ([`MassLoss`]).
+//! - A machine being drained gives up a few units at a time (see [`crate::drain`]).
+//!
+//! None of these but the last concerns a machine that gave up its presence on purpose ([`Change::Farewell`]): its
+//! units are placed elsewhere at once.
 use crate::{
+    drain::is_on_its_way,
+    fencing,
     model::*,
     placement::replaces,
     plan::Plan,
     site::Places,
     view::{Effects, Known, View, is_placeable},
 };
-use fleet_unit::UnitName;
+use fleet_unit::{OnIsolation, UnitName};
+use losses::Losses;
+pub use losses::MassLoss;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+mod losses;
+
+/// How carefully the engine goes about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// How many units of one machine that is being drained are on their way at a time (at least 1).
+    pub drain_at_once: usize,
+    /// Many machines are more than this part of all: numerator and denominator.
+    pub mass_loss: (u32, u32),
+    /// The time within which they have to vanish to count together.
+    pub window: Time,
+    /// Then at most so many units (at least 1) are placed elsewhere
+    pub pace_units: usize,
+    /// in a period of this length. Periods do not overlap; each begins with a unit.
+    pub pace_period: Time,
+    /// How long after a machine was seen to be gone a unit with OnIsolation=stop may be placed elsewhere. See
+    /// [`fencing::margin`].
+    pub margin: Time,
+}
+
+impl Policy {
+    /// What is usual where machines are lost after `ttl`: 3 units at a time from each machine being drained; 10 units a
+    /// second when more than a third of all machines vanish within one TTL.
+    pub fn for_ttl(ttl: Time) -> Self {
+        Policy {
+            drain_at_once: 3,
+            mass_loss: (1, 3),
+            window: ttl,
+            pace_units: 10,
+            pace_period: Time::from_secs(1),
+            margin: fencing::margin(ttl),
+        }
+    }
+}
+
+/// Why a unit that fits somewhere is not placed there yet. Display gives a sentence fragment for users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Delay {
+    /// Its machine may yet turn out to be there.
+    #[error("its machine is not there (yet) and is given time to come back")]
+    Grace,
+    /// A machine that vanished may still run it.
+    #[error("a machine that is not there is given time to stop it (OnIsolation=stop)")]
+    Isolation,
+    /// Many machines vanished.
+    #[error("many machines vanished at once, and their units are placed elsewhere a few at a time")]
+    MassLoss,
+}
+
 /// A decision of the engine. It is committed only if the unit's and the schedule's records still have
-/// the revisions it was made from.
+/// the revisions it was made from, and the machine in `absent` has no presence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// The unit.
@@ -35,16 +101,24 @@ pub struct Decision {
     pub unit_revision: Revision,
     /// The revision of its entry in the schedule this was decided from (0: there is none).
     pub schedule_revision: Revision,
+    /// The machine it was on and that was not there when this was decided. That it came back meanwhile does not
+    /// change the other two records, and yet it may be starting the unit at this moment.
+    pub absent: Option<MachineId>,
 }
 
 /// The engine: remembers what may have to be decided.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Engine {
+    policy: Policy,
     grace_until: Time,
     /// When it was last asked to decide.
     now: Time,
     /// Nothing has been looked at yet.
+    first: bool,
+    /// All units have to be looked at.
     fresh: bool,
+    losses: Losses,
+    mass_loss: Option<MassLoss>,
     /// Units to look at, as they were noted.
     marked: BTreeSet<UnitName>,
     /// Units to look at, those that others follow first, so that each has to move but once.
@@ -58,6 +132,12 @@ pub struct Engine {
     waiting: BTreeSet<UnitName>,
     /// Units whose machine is not there yet, within the grace.
     deferred: BTreeSet<UnitName>,
+    /// Units with OnIsolation=stop that a lost machine may still run, up to that time.
+    isolated: BTreeMap<UnitName, Time>,
+    /// Units of machines that vanished with many others: they keep to the pace.
+    paced: BTreeSet<UnitName>,
+    /// Units that were taken off machines being drained and are on their way, by those machines.
+    on_the_way: BTreeMap<MachineId, BTreeSet<UnitName>>,
     /// The decisions made last, which come back as changes.
     proposed: HashMap<UnitName, Option<MachineId>>,
     replacement_epoch: u64,
@@ -91,12 +171,22 @@ fn rank(view: &View, name: &UnitName) -> usize {
 
 impl Engine {
     /// Starts at `now`; until `now + grace` no unit is taken from a machine merely because that machine
-    /// is not there (yet).
+    /// is not there (yet). The grace has to be the TTL of machines at least; all else is as usual with that TTL.
     pub fn new(now: Time, grace: Time) -> Self {
+        Self::with_policy(now, grace, Policy::for_ttl(grace))
+    }
+
+    /// As [`new`](Self::new), with a policy of its own.
+    pub fn with_policy(now: Time, grace: Time, policy: Policy) -> Self {
+        let grace_until = now.saturating_add(grace);
         Engine {
-            grace_until: now.saturating_add(grace),
+            policy,
+            grace_until,
             now,
+            first: true,
             fresh: true,
+            losses: Losses::new(grace_until),
+            mass_loss: None,
             marked: BTreeSet::new(),
             queue: BTreeSet::new(),
             machines: BTreeSet::new(),
@@ -104,6 +194,9 @@ impl Engine {
             room: BTreeSet::new(),
             waiting: BTreeSet::new(),
             deferred: BTreeSet::new(),
+            isolated: BTreeMap::new(),
+            paced: BTreeSet::new(),
+            on_the_way: BTreeMap::new(),
             proposed: HashMap::new(),
             replacement_epoch: 0,
         }
@@ -126,6 +219,44 @@ impl Engine {
         }
     }
 
+    /// Until then no unit is taken from a machine merely because that machine is not there: to be called when the store
+    /// is back after an outage in which presences could not be renewed, with that time plus the TTL of machines. Never makes
+    /// a grace shorter.
+    pub fn hold_until(&mut self, time: Time) {
+        if time > self.grace_until {
+            self.grace_until = time;
+            self.losses.hold_until(time);
+            self.marked.append(&mut self.paced);
+            self.marked.extend(std::mem::take(&mut self.isolated).into_keys());
+        }
+    }
+
+    /// Has all units looked at with the next decisions. Nothing ever needs this; it is a net for what nobody thought of.
+    pub fn recheck(&mut self) {
+        self.fresh = true;
+    }
+
+    /// What there is to tell since this was asked last: that many machines vanished at once. Told once for each time.
+    pub fn take_mass_loss(&mut self) -> Option<MassLoss> {
+        self.mass_loss.take()
+    }
+
+    /// Why a unit that fits somewhere is not placed there yet, if the engine delays that.
+    pub fn delay(&self, name: &UnitName) -> Option<Delay> {
+        if self.deferred.contains(name) {
+            Some(Delay::Grace)
+        } else if self.isolated.contains_key(name) {
+            Some(Delay::Isolation)
+        } else {
+            self.paced.contains(name).then_some(Delay::MassLoss)
+        }
+    }
+
+    /// Units that were taken off a machine being drained and have not come up elsewhere yet, by name.
+    pub fn on_the_way(&self, from: &MachineId) -> impl Iterator<Item = &UnitName> {
+        self.on_the_way.get(from).into_iter().flatten()
+    }
+
     /// Decides what there is to decide now, at most `limit` units. To be called again after the decisions are in the view.
     pub fn decide(&mut self, view: &View, now: Time, limit: usize) -> Vec<Decision> {
         self.now = now;
@@ -134,10 +265,16 @@ impl Engine {
         self.queue.append(&mut marked.map(|name| (rank(view, &name), name)).collect());
         let mut batch = Batch { view, plan: Plan::new(view), decisions: Vec::new() };
         self.offer_room(&mut batch);
-        while batch.decisions.len() < limit
-            && let Some((_, name)) = self.queue.pop_first()
-        {
-            self.look_at(&mut batch, name);
+        while batch.decisions.len() < limit {
+            if let Some((_, name)) = self.queue.pop_first() {
+                self.look_at(&mut batch, name, false);
+            } else if self.losses.next_at(&self.policy, now) <= now
+                && let Some(name) = self.paced.pop_first()
+            {
+                self.look_at(&mut batch, name, true);
+            } else {
+                break;
+            }
         }
         self.proposed = batch.plan.into_moved();
         batch.decisions
@@ -153,7 +290,10 @@ impl Engine {
         if work {
             return Some(self.now);
         }
-        (!self.deferred.is_empty()).then_some(self.grace_until)
+        let grace = (!self.deferred.is_empty()).then_some(self.grace_until);
+        let isolated = self.isolated.values().min().copied();
+        let paced = (!self.paced.is_empty()).then(|| self.losses.next_at(&self.policy, self.now));
+        [grace, isolated, paced].into_iter().flatten().min()
     }
 
     /// From what was noted to the units that have to be looked at.
@@ -161,9 +301,8 @@ impl Engine {
         let proposed = std::mem::take(&mut self.proposed);
         let machines = std::mem::take(&mut self.machines);
         let wanted = std::mem::take(&mut self.wanted);
-        if self.now >= self.grace_until {
-            self.marked.append(&mut self.deferred);
-        }
+        self.follow_time(view, &machines);
+        self.follow_drains(view);
         if std::mem::take(&mut self.fresh) {
             self.marked = view.names().cloned().collect();
             self.replacement_epoch = view.replacement_epoch();
@@ -174,6 +313,10 @@ impl Engine {
             self.room.insert(id);
         }
         for (id, names) in wanted {
+            if is_draining(view, &id) {
+                // Whether a unit can go depends on those that go along.
+                self.marked.extend(view.site(&id).held.iter().cloned());
+            }
             for name in names {
                 self.marked.extend(view.followers(&name).cloned());
                 let site = view.site(&id);
@@ -201,6 +344,52 @@ impl Engine {
         }
     }
 
+    /// What has become of machines that are not there, and whose time has come by that.
+    fn follow_time(&mut self, view: &View, machines: &BTreeSet<MachineId>) {
+        if self.first {
+            self.losses.begin(view);
+        } else {
+            self.losses.follow(view, machines, self.now.max(self.grace_until));
+        }
+        if self.now < self.grace_until {
+            return;
+        }
+        self.marked.append(&mut self.deferred);
+        let due: Vec<_> = self.isolated.iter().filter(|(_, until)| **until <= self.now).collect();
+        self.marked.extend(due.into_iter().map(|(name, _)| name.clone()));
+        let mass_loss = self.losses.count(view, &self.policy, self.now, self.paced.is_empty());
+        self.mass_loss = mass_loss.or(self.mass_loss.take());
+        if !self.losses.is_mass() {
+            self.marked.append(&mut self.paced);
+        }
+    }
+
+    /// Which units have left the machines being drained for good, so that others may go.
+    fn follow_drains(&mut self, view: &View) {
+        if std::mem::take(&mut self.first) {
+            for (id, _) in view.machines().filter(|(_, machine)| machine.draining) {
+                let running = view.reported_on(id).filter(|name| {
+                    let known = view.known(name);
+                    placeable(name, known).is_some()
+                        && known.place.is_none_or(|(at, _)| at != id)
+                        && view.live(known).any(|on| on == id)
+                });
+                self.on_the_way.insert(id.clone(), running.cloned().collect());
+            }
+        }
+        self.on_the_way.retain(|from, names| {
+            if !view.machine(from).is_some_and(|machine| machine.draining) {
+                return false;
+            }
+            let before = names.len();
+            names.retain(|name| is_on_its_way(view, name, from));
+            if names.len() < before {
+                self.marked.extend(view.site(from).held.iter().cloned());
+            }
+            !names.is_empty()
+        });
+    }
+
     /// Puts the waiting units for which there is room now into the queue, among the others: the order in which units
     /// are placed does not depend on which of them waited.
     fn offer_room(&mut self, batch: &mut Batch<'_>) {
@@ -214,8 +403,12 @@ impl Engine {
             let fits = |name: &UnitName| {
                 let known = batch.view.known(name);
                 let live: Vec<_> = batch.view.live(known).collect();
-                let unit = placeable(name, known);
-                unit.is_some_and(|unit| batch.plan.find_among(room.iter(), name, unit, &live).is_some())
+                let Some(unit) = placeable(name, known) else { return false };
+                let found = match known.place.filter(|(at, _)| is_draining(batch.view, at)) {
+                    Some((at, _)) => batch.plan.find_elsewhere_among(room.iter(), name, unit, at),
+                    None => batch.plan.find_among(room.iter(), name, unit, &live),
+                };
+                found.is_some()
             };
             let fitting: Vec<_> = self.waiting.iter().filter(|name| fits(name)).cloned().collect();
             for name in fitting {
@@ -229,8 +422,8 @@ impl Engine {
         self.queue.insert((rank(view, &name), name));
     }
 
-    /// Decides on one unit, if there is anything to decide.
-    fn look_at(&mut self, batch: &mut Batch<'_>, name: UnitName) {
+    /// Decides on one unit, if there is anything to decide. `in_turn`: it keeps to the pace, and it is its turn.
+    fn look_at(&mut self, batch: &mut Batch<'_>, name: UnitName, in_turn: bool) {
         if batch.plan.has_moved(&name) {
             // One decision for a unit at a time: the next has to be made from the revisions this one makes.
             self.marked.insert(name);
@@ -238,6 +431,8 @@ impl Engine {
         }
         self.waiting.remove(&name);
         self.deferred.remove(&name);
+        self.isolated.remove(&name);
+        self.paced.remove(&name);
         let known = batch.view.known(&name);
         let Some(unit) = placeable(&name, known) else {
             if known.place.is_some() {
@@ -248,13 +443,24 @@ impl Engine {
         let reason = match known.place {
             None => format!("it is to be {}, and no fitting machine has less to do", unit.desired.as_str()),
             Some((at, _)) => match batch.plan.suits(&name, unit, at) {
+                Ok(()) if is_draining(batch.view, at) => return self.drain(batch, name, known, unit, at),
                 Ok(()) => return,
                 Err(misfit) => format!("it can't stay on {at}: {misfit}"),
             },
         };
-        let gone = known.place.is_some_and(|(at, _)| batch.view.machine(at).is_none());
-        if gone && self.now < self.grace_until {
+        let gone = known.place.map(|(at, _)| at).filter(|at| batch.view.machine(at).is_none());
+        let lost = gone.filter(|at| !batch.view.has_left(at));
+        if lost.is_some() && self.now < self.grace_until {
             self.deferred.insert(name);
+            return;
+        }
+        if let Some(until) = self.isolated_until(known, unit, lost).filter(|until| *until > self.now) {
+            self.isolated.insert(name, until);
+            return;
+        }
+        let paced = lost.is_some_and(|at| self.losses.is_limited(at));
+        if paced && !in_turn {
+            self.paced.insert(name);
             return;
         }
         let live: Vec<_> = batch.view.live(known).collect();
@@ -262,8 +468,66 @@ impl Engine {
         if to.is_none() {
             self.waiting.insert(name.clone());
         }
-        if to.is_some() || (known.place.is_some() && !gone) {
+        if let Some((at, _)) = known.place.filter(|(at, _)| is_draining(batch.view, at)) {
+            self.on_the_way.entry(at.clone()).or_default().insert(name.clone());
+        } else if to.is_none() && known.place.is_none() && live.is_empty() {
+            self.give_up_way(batch, &name);
+        }
+        if to.is_some() || (known.place.is_some() && gone.is_none()) {
+            if paced {
+                self.losses.place(&self.policy, self.now);
+            }
             self.settle(batch, name, known, to, reason);
+        }
+    }
+
+    /// Until when a machine that is lost may run a unit that must not run twice.
+    fn isolated_until(&mut self, known: Known<'_>, unit: &Unit, lost: Option<&MachineId>) -> Option<Time> {
+        if unit.requirements.on_isolation != OnIsolation::Stop {
+            return None;
+        }
+        let since = match (known.place, lost) {
+            (None, _) => self.losses.latest(),
+            (Some(_), Some(at)) => self.losses.lost_at(at, self.now),
+            (Some(_), None) => return None,
+        };
+        Some(since.saturating_add(self.policy.margin))
+    }
+
+    /// Takes a unit off a machine being drained, if it is its turn and it has somewhere to go.
+    fn drain(
+        &mut self,
+        batch: &mut Batch<'_>,
+        name: UnitName,
+        known: Known<'_>,
+        unit: &Unit,
+        at: &MachineId,
+    ) {
+        if self.on_the_way(at).count() >= self.policy.drain_at_once.max(1) {
+            return;
+        }
+        let Some(to) = batch.plan.find_elsewhere(&name, unit, at) else {
+            self.waiting.insert(name);
+            return;
+        };
+        let runs = batch.view.live(known).next().is_some();
+        if runs {
+            self.waiting.insert(name.clone());
+        }
+        self.on_the_way.entry(at.clone()).or_default().insert(name.clone());
+        self.settle(batch, name, known, (!runs).then_some(to), format!("{at} is being drained"));
+    }
+
+    /// A unit that was on its way found no place: others go on.
+    fn give_up_way(&mut self, batch: &Batch<'_>, name: &UnitName) {
+        let mut freed = Vec::new();
+        for (from, names) in &mut self.on_the_way {
+            if names.remove(name) {
+                freed.extend(batch.plan.site(from).held.iter().cloned());
+            }
+        }
+        for name in freed {
+            self.push(batch.view, name);
         }
     }
 
@@ -297,12 +561,20 @@ impl Engine {
         batch.decisions.push(Decision {
             unit_revision: known.unit.map_or(0, |unit| unit.revision),
             schedule_revision: known.place.map_or(0, |(_, revision)| revision),
+            absent: known
+                .place
+                .map(|(from, _)| from.clone())
+                .filter(|from| to.is_some() && view.machine(from).is_none()),
             unit: name,
             machine: to,
             reason,
         });
         self.offer_room(batch);
     }
+}
+
+fn is_draining(view: &View, id: &MachineId) -> bool {
+    view.machine(id).is_some_and(|machine| machine.draining)
 }
 
 fn placeable<'v>(name: &UnitName, known: Known<'v>) -> Option<&'v Unit> {
@@ -319,5 +591,7 @@ fn why_off(known: Known<'_>) -> &'static str {
     }
 }
 
+#[cfg(test)]
+mod loss_tests;
 #[cfg(test)]
 mod tests;

@@ -114,7 +114,7 @@ pub struct Unit {
 }
 
 /// A machine that is there (its presence has not run out).
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Machine {
     /// The address others reach it by; may be empty.
     pub public_ip: String,
@@ -122,6 +122,19 @@ pub struct Machine {
     pub metadata: BTreeMap<String, String>,
     /// The version of its fleetd.
     pub version: String,
+    /// No new unit is placed here; what is here stays.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// Its units are to move away, a few at a time; no new unit is placed here either.
+    #[serde(default)]
+    pub draining: bool,
+}
+
+impl Machine {
+    /// Whether units that are not here yet may be placed here.
+    pub fn takes_new_units(&self) -> bool {
+        !self.cordoned && !self.draining
+    }
 }
 
 /// What systemd says of a unit on a machine.
@@ -162,8 +175,11 @@ pub enum Change {
     Unit(UnitName, Option<Unit>),
     /// A unit was placed on a machine, or taken off it; with the revision of that.
     Schedule(UnitName, Option<(MachineId, Revision)>),
-    /// A machine came, changed, or is gone.
+    /// A machine came, changed, or is gone: its presence ran out.
     Machine(MachineId, Option<Machine>),
+    /// A machine gave up its presence on purpose: nobody has to wait for it. How that is told from a presence that ran
+    /// out is written at the registry's records.
+    Farewell(MachineId),
     /// All that a machine reports of its units now.
     States(MachineId, BTreeMap<UnitName, UnitReport>),
 }

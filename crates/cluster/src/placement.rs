@@ -14,6 +14,9 @@
 //! - Replaces: a unit is placed as if those it replaces were not there; they then have to go, and stay away from
 //!   that machine while it is there. Where units replace each other in a circle, or a unit would replace one that it has
 //!   to follow, none could rest: there Replaces does not count, as in the original for two units.
+//! - A machine that is cordoned or being drained takes no unit that is not on it already; what is there stays (and
+//!   moves away from a machine being drained, see [`crate::drain`]). This does not concern Global units: as with the
+//!   daemon sets of Kubernetes, they stay, and new ones come.
 //! - A unit that a machine which is there still reports as running or stopping is placed on no other, so that
 //!   there are not two of it.
 use crate::{
@@ -31,6 +34,12 @@ pub enum Misfit {
     /// The machine is gone.
     #[error("it is not there")]
     Gone,
+    /// The machine takes no new units.
+    #[error("it is cordoned")]
+    Cordoned,
+    /// The machine's units are to move away.
+    #[error("it is being drained")]
+    Draining,
     /// MachineID names another machine.
     #[error("its ID is not {required} (MachineID)")]
     MachineId {
@@ -97,6 +106,14 @@ pub enum Misfit {
         /// The pattern that matches.
         pattern: String,
     },
+    /// A unit that has to go along when it moves does not fit.
+    #[error("{follower}, which has to be where it is (MachineOf), does not fit: {why}")]
+    Follower {
+        /// The unit that goes along.
+        follower: UnitName,
+        /// Why that does not fit.
+        why: Box<Misfit>,
+    },
     /// It still runs, or is being stopped, on another machine.
     #[error("the unit has not stopped yet on {on}")]
     Stopping {
@@ -132,7 +149,8 @@ pub enum Unplaced {
 
 /// Why a unit that should be placed is not, or `None` when it is placed, Global, or not meant to be.
 ///
-/// `None` also when a machine fits and it is about to be placed. A unit whose machine is gone counts as not
+/// `None` also when a machine fits and it is about to be placed; why that may take a while, the leading engine knows
+/// ([`crate::engine::Engine::delay`]). A unit whose machine is gone counts as not
 /// placed: it stays on the schedule there until it fits elsewhere or the machine is back.
 pub fn explain(view: &View, name: &UnitName) -> Option<Unplaced> {
     let unit = view.unit(name).filter(|unit| is_placeable(name, unit))?;
@@ -171,12 +189,23 @@ fn fits_on(places: &impl Places, name: &UnitName, unit: &Unit, id: &MachineId) -
     }
 }
 
-/// Whether all that a unit asks of its place holds on a machine.
+/// Whether all that a unit asks of its place holds on a machine, and the machine takes it.
 pub(crate) fn suits(
     places: &impl Places,
     name: &UnitName,
     unit: &Unit,
     id: &MachineId,
+) -> Result<(), Misfit> {
+    suits_along(places, name, unit, id, &BTreeSet::new())
+}
+
+/// As [`suits`], as if the units `along` were on that machine for MachineOf.
+pub(crate) fn suits_along(
+    places: &impl Places,
+    name: &UnitName,
+    unit: &Unit,
+    id: &MachineId,
+    along: &BTreeSet<UnitName>,
 ) -> Result<(), Misfit> {
     let view = places.view();
     let machine = view.machine(id).ok_or(Misfit::Gone)?;
@@ -191,12 +220,16 @@ pub(crate) fn suits(
         }
     }
     let site = places.site(id);
+    let stays = site.held.contains(name);
+    if !stays && !machine.takes_new_units() {
+        return Err(if machine.draining { Misfit::Draining } else { Misfit::Cordoned });
+    }
     for target in &requirements.machine_of {
-        if !site.held.contains(target.as_str()) && !site.globals.contains(target.as_str()) {
+        let target = target.as_str();
+        if !site.held.contains(target) && !site.globals.contains(target) && !along.contains(target) {
             return Err(target_misfit(places, target));
         }
     }
-    let stays = site.held.contains(name);
     if let Some(target) = in_circle(view, name, unit).filter(|_| !stays) {
         return Err(Misfit::Circle { target: target.to_owned() });
     }

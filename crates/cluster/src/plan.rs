@@ -3,6 +3,7 @@
 //! Only the machines that decisions touch are copied, so that a plan of one decision costs next to nothing on
 //! any cluster.
 use crate::{
+    drain::{companions, could_go},
     model::*,
     placement::{Misfit, named_machines, suits},
     site::{Places, Rank, Site, globals_on},
@@ -149,7 +150,7 @@ impl<'v> Plan<'v> {
             changed = globals.symmetric_difference(&site.globals).cloned().collect();
             site.globals = globals;
         }
-        if let Some(machine) = machine {
+        if let Some(machine) = machine.filter(|machine| machine.takes_new_units()) {
             let (before, after) = (before.map(|load| (load, id.clone())), (site.load(), id.clone()));
             self.all.change(before.as_ref(), &after);
             for (key, by_value) in &mut self.by {
@@ -172,10 +173,45 @@ impl<'v> Plan<'v> {
     /// machines on which it runs.
     pub(crate) fn find(&mut self, name: &UnitName, unit: &Unit, live: &[&MachineId]) -> Option<MachineId> {
         let only = match self.restriction(unit, live) {
-            Restriction::None => return self.find_ranked(name, unit),
+            Restriction::None => {
+                return self.find_ranked(unit, |plan, id| plan.suits(name, unit, id).is_ok());
+            }
             Restriction::To(only) => only,
         };
         self.find_among(only.iter(), name, unit, live)
+    }
+
+    /// As [`find`](Self::find), for a unit that is to move away from the machine it is on, as if it ran nowhere.
+    pub(crate) fn find_elsewhere(
+        &mut self,
+        name: &UnitName,
+        unit: &Unit,
+        from: &MachineId,
+    ) -> Option<MachineId> {
+        match self.restriction(unit, &[]) {
+            Restriction::To(only) => self.find_elsewhere_among(only.iter(), name, unit, from),
+            Restriction::None => {
+                let along = companions(self, name, from);
+                let fits = |plan: &Self, id: &MachineId| {
+                    id != from && could_go(plan, name, unit, &along, id).is_ok()
+                };
+                self.find_ranked(unit, fits)
+            }
+        }
+    }
+
+    /// As [`find_elsewhere`](Self::find_elsewhere), but only of these machines.
+    pub(crate) fn find_elsewhere_among<'a>(
+        &self,
+        ids: impl Iterator<Item = &'a MachineId>,
+        name: &UnitName,
+        unit: &Unit,
+        from: &MachineId,
+    ) -> Option<MachineId> {
+        let along = companions(self, name, from);
+        ids.filter(|id| *id != from && could_go(self, name, unit, &along, id).is_ok())
+            .min_by_key(|id| (self.site(id).load(), *id))
+            .cloned()
     }
 
     /// As [`find`](Self::find), but only of these machines.
@@ -213,8 +249,8 @@ impl<'v> Plan<'v> {
     }
 
     /// Goes through the machines from the least loaded on, only those with a metadata value the unit asks for, if
-    /// it asks for any, up to the first that suits it.
-    fn find_ranked(&mut self, name: &UnitName, unit: &Unit) -> Option<MachineId> {
+    /// it asks for any, up to the first that fits.
+    fn find_ranked(&mut self, unit: &Unit, fits: impl Fn(&Self, &MachineId) -> bool) -> Option<MachineId> {
         let wants = &unit.requirements.metadata;
         let ranking = self.view.ranking();
         let size = |key: &str, values: &BTreeSet<String>| -> usize {
@@ -244,7 +280,7 @@ impl<'v> Plan<'v> {
             let list = &mut lists[index];
             list.head = list.rest.next();
             let (_, id) = rank;
-            if (list.touched || !self.sites.contains_key(id)) && self.suits(name, unit, id).is_ok() {
+            if (list.touched || !self.sites.contains_key(id)) && fits(self, id) {
                 return Some(id.clone());
             }
         }

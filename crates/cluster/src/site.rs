@@ -50,7 +50,8 @@ pub(crate) trait Places {
     fn place_of(&self, name: &str) -> Option<(&MachineId, Revision)>;
 }
 
-/// Machines by load and ID, all together and by each of their metadata.
+/// Machines by load and ID, all together and by each of their metadata. Those that take no new units are not among them:
+/// they have little to do and would be tried first, each time in vain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ranking {
     pub(crate) all: BTreeSet<Rank>,
@@ -63,6 +64,9 @@ pub(crate) type Rank = (usize, MachineId);
 
 impl Ranking {
     pub(crate) fn insert(&mut self, machine: &Machine, rank: Rank) {
+        if !machine.takes_new_units() {
+            return;
+        }
         for (key, value) in &machine.metadata {
             let by_value = match self.by.get_mut(key) {
                 Some(found) => found,
@@ -101,7 +105,7 @@ pub(crate) fn has_metadata(machine: &Machine, wants: &BTreeMap<String, BTreeSet<
 }
 
 /// The Global units wanted on a machine: those its metadata suit, unless they conflict with a unit that is
-/// scheduled there or with a Global unit of a smaller name that is wanted there.
+/// scheduled there or with a Global unit of a smaller name that is wanted there. Cordon and drain do not concern them.
 pub(crate) fn globals_on(view: &View, machine: Option<&Machine>, site: &Site) -> BTreeSet<UnitName> {
     let mut wanted = BTreeSet::new();
     let Some(machine) = machine else { return wanted };

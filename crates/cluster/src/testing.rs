@@ -1,6 +1,6 @@
 //! A whole cluster in a test: what users, machines and agents do, and random sequences of it.
 use crate::{
-    engine::{Decision, Engine},
+    engine::{Decision, Engine, Policy},
     model::*,
     site::Places,
     view::{Effects, View},
@@ -28,11 +28,8 @@ pub(crate) fn id(first: u8) -> MachineId {
 }
 
 pub(crate) fn machine(metadata: &[(&str, &str)]) -> Machine {
-    Machine {
-        public_ip: String::new(),
-        metadata: metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
-        version: "2.0.0".to_owned(),
-    }
+    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    Machine { metadata, version: "2.0.0".to_owned(), ..Machine::default() }
 }
 
 /// A unit with these lines in [X-Fleet].
@@ -72,8 +69,24 @@ impl Cluster {
         self.engine.note(&effects);
         effects
     }
+    /// With a policy that makes everything that can be limited wait after one unit.
+    pub(crate) fn careful() -> Self {
+        let mut cluster = Cluster::new();
+        let (drain_at_once, pace_units, pace_period) = (1, 1, GRACE / 4);
+        let policy = Policy { drain_at_once, pace_units, pace_period, ..Policy::for_ttl(GRACE) };
+        cluster.engine = Engine::with_policy(Duration::ZERO, GRACE, policy);
+        cluster
+    }
     pub(crate) fn machine(&mut self, first: u8, metadata: &[(&str, &str)]) {
         self.apply(Change::Machine(id(first), Some(machine(metadata))));
+    }
+    pub(crate) fn cordon(&mut self, first: u8, cordoned: bool, draining: bool) {
+        let machine = self.view.machine(&id(first)).unwrap().clone();
+        self.apply(Change::Machine(id(first), Some(Machine { cordoned, draining, ..machine })));
+    }
+    pub(crate) fn farewell(&mut self, first: u8) {
+        self.apply(Change::Farewell(id(first)));
+        self.apply(Change::States(id(first), BTreeMap::new()));
     }
     pub(crate) fn machine_gone(&mut self, first: u8) {
         self.apply(Change::States(id(first), BTreeMap::new()));
@@ -155,9 +168,16 @@ pub(crate) enum Event {
     Destroy {
         unit: usize,
     },
+    /// It comes, or changes; as operators have it.
     Machine {
         machine: u8,
         metadata: usize,
+        cordoned: bool,
+        draining: bool,
+    },
+    /// It gives up its presence on purpose.
+    Farewell {
+        machine: u8,
     },
     MachineGone {
         machine: u8,
@@ -180,6 +200,10 @@ pub(crate) enum Event {
     },
     /// Half a grace passes.
     Wait,
+    /// A while passes, shorter than all that is waited for.
+    Moment,
+    /// The store was out of reach.
+    Hold,
 }
 
 pub(crate) const UNITS: [&str; 9] = [
@@ -198,7 +222,7 @@ pub(crate) const MACHINES: u8 = 4;
 const METADATA: [&[(&str, &str)]; 5] =
     [&[], &[("zone", "a")], &[("zone", "b")], &[("zone", "a"), ("disk", "ssd")], &[("disk", "ssd")]];
 
-const FLEET: [&str; 32] = [
+const FLEET: [&str; 36] = [
     "",
     "",
     "",
@@ -225,6 +249,10 @@ const FLEET: [&str; 32] = [
     "Replaces=*",
     "Replaces=[a-c].service\nMachineOf=d.service",
     "Replaces=d.service\nMachineOf=g.service",
+    "OnIsolation=stop",
+    "OnIsolation=stop",
+    "OnIsolation=stop\nMachineMetadata=zone=a",
+    "OnIsolation=stop\nConflicts=a.service",
     "Global=true",
     "Global=true",
     "Global=true\nMachineMetadata=zone=a",
@@ -245,7 +273,10 @@ pub(crate) fn events(most: usize) -> impl Strategy<Value = Vec<Event>> {
         10 => (unit.clone(), 0..FLEET.len(), desired)
             .prop_map(|(unit, fleet, desired)| Event::Write { unit, fleet, desired }),
         2 => unit.clone().prop_map(|unit| Event::Destroy { unit }),
-        6 => (machine.clone(), 0..METADATA.len()).prop_map(|(machine, metadata)| Event::Machine { machine, metadata }),
+        6 => (machine.clone(), 0..METADATA.len(), 0..10u8).prop_map(|(machine, metadata, flags)| {
+            Event::Machine { machine, metadata, cordoned: flags == 1 || flags == 2, draining: flags >= 8 }
+        }),
+        1 => machine.clone().prop_map(|machine| Event::Farewell { machine }),
         2 => (machine.clone(), any::<bool>())
             .prop_map(|(machine, with_reports)| Event::MachineGone { machine, with_reports }),
         4 => machine.clone().prop_map(|machine| Event::Obey { machine }),
@@ -253,6 +284,8 @@ pub(crate) fn events(most: usize) -> impl Strategy<Value = Vec<Event>> {
             .prop_map(|(machine, units, live)| Event::Linger { machine, units, live }),
         1 => (unit, prop::option::of(machine)).prop_map(|(unit, machine)| Event::Place { unit, machine }),
         1 => Just(Event::Wait),
+        2 => Just(Event::Moment),
+        1 => Just(Event::Hold),
     ];
     prop::collection::vec(event, 1..most)
 }
@@ -280,8 +313,13 @@ impl Cluster {
                 vec![Change::Unit(unit_name, Some(written))]
             }
             Event::Destroy { unit } => vec![Change::Unit(named(unit), None)],
-            Event::Machine { machine: first, metadata } => {
-                vec![Change::Machine(id(*first), Some(machine(METADATA[*metadata])))]
+            Event::Machine { machine: first, metadata, cordoned, draining } => {
+                let (cordoned, draining) = (*cordoned, *draining);
+                let machine = Machine { cordoned, draining, ..machine(METADATA[*metadata]) };
+                vec![Change::Machine(id(*first), Some(machine))]
+            }
+            Event::Farewell { machine } => {
+                vec![Change::Farewell(id(*machine)), Change::States(id(*machine), BTreeMap::new())]
             }
             Event::MachineGone { machine, with_reports } => {
                 let mut changes = vec![Change::Machine(id(*machine), None)];
@@ -299,6 +337,14 @@ impl Cluster {
             }
             Event::Wait => {
                 self.now += GRACE / 2;
+                Vec::new()
+            }
+            Event::Moment => {
+                self.now += Duration::from_secs(1);
+                Vec::new()
+            }
+            Event::Hold => {
+                self.engine.hold_until(self.now + GRACE);
                 Vec::new()
             }
         }

@@ -26,8 +26,10 @@ pub struct View {
     replacers: BTreeSet<UnitName>,
     /// For a unit named in MachineOf (it need not exist), the units that name it.
     followers: BTreeMap<String, BTreeSet<UnitName>>,
-    /// The machines that are there, least loaded first.
+    /// The machines that are there and take new units, least loaded first.
     ranking: Ranking,
+    /// Machines that gave up their presence on purpose and are not back.
+    left: BTreeSet<MachineId>,
     replacement_epoch: u64,
 }
 
@@ -115,6 +117,12 @@ impl View {
             Change::Unit(name, unit) => self.apply_unit(name, unit, &mut effects),
             Change::Schedule(name, place) => self.apply_schedule(name, place, &mut effects),
             Change::Machine(id, machine) => self.apply_machine(id, machine, &mut effects),
+            Change::Farewell(id) => {
+                if self.left.insert(id.clone()) {
+                    effects.machines.insert(id.clone());
+                }
+                self.apply_machine(id, None, &mut effects);
+            }
             Change::States(id, reports) => self.apply_states(id, reports, &mut effects),
         }
         effects
@@ -201,6 +209,7 @@ impl View {
             self.ranking.remove(&old, &(host.site.load(), id.clone()));
         }
         if let Some(new) = &new {
+            self.left.remove(&id);
             self.ranking.insert(new, (host.site.load(), id.clone()));
         }
         self.refresh_globals(&id, effects);
@@ -407,6 +416,10 @@ impl View {
     /// One machine.
     pub fn machine(&self, id: &MachineId) -> Option<&Machine> {
         self.hosts.get(id)?.machine.as_ref()
+    }
+    /// Whether a machine that is not there gave up its presence on purpose.
+    pub fn has_left(&self, id: &MachineId) -> bool {
+        self.left.contains(id)
     }
     /// All reports, by unit name and machine ID.
     pub fn reports(&self) -> impl Iterator<Item = (&UnitName, &MachineId, &UnitReport)> {

@@ -96,6 +96,7 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
         public_ip,
         metadata: config.metadata.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..Machine::default()
     };
     let mut daemon = Daemon {
         hello: Hello { id, machine },

@@ -22,7 +22,7 @@ fn wanted(text: &str, state: DesiredState) -> Wanted {
 }
 
 fn hello() -> Hello {
-    let machine = Machine { public_ip: String::new(), metadata: BTreeMap::new(), version: String::new() };
+    let machine = Machine::default();
     Hello { id: MachineId::parse("4a1e0c2fb7d94e6c8f3a51d2c07e9b11").unwrap(), machine }
 }
 

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `unit/NAME` | [`UnitRecord`]: text and desired state | – |
 //! | `schedule/NAME` | [`ScheduleRecord`]: the machine | – |
-//! | `machine/ID` | [`MachineRecord`]: edits of the metadata | – |
+//! | `machine/ID` | [`MachineRecord`]: what operators say of it: edits of the metadata, cordon, drain | – |
 //! | `presence/ID` | [`PresenceRecord`]: address, metadata as configured, version | the machine's |
 //! | `states/ID` | [`StatesRecord`]: all unit reports of the machine | the machine's |
 //! | `format` | [`FormatRecord`] | – |
@@ -12,6 +12,15 @@
 //! Records are JSON objects, each with its own format number, so that servers of version N and N-1 can
 //! work on one registry: fields may be added within a format, and are ignored by who does not know them;
 //! what an older server would misunderstand takes a new format, which it refuses record by record.
+//!
+//! # How a machine leaves on purpose
+//!
+//! A machine whose presence record is simply gone has vanished: its lease ran out. One that leaves has said so before:
+//! the server writes its presence once more with `leaving` (from then on nothing new is placed there), and then
+//! revokes its lease, which takes presence and states away: that is [`Change::Farewell`]. Should the server die in between,
+//! the lease runs out, and it is a farewell all the same. An agent gives notice only when none of its units with
+//! OnIsolation=stop runs any more (see [`fleet_cluster::fencing::may_leave`]), since they may be started elsewhere at
+//! once. A machine that comes back writes its presence without `leaving`.
 use crate::store::{Event, Op, Snapshot};
 use fleet_cluster::model::*;
 use fleet_unit::{Hash, Requirements, UnitFile, UnitName};
@@ -55,13 +64,22 @@ pub struct ScheduleRecord {
     pub machine: MachineId,
 }
 
-/// Edits of a machine's metadata made at run time: a value sets a key, `None` hides what the machine's
-/// configuration says.
+/// What operators say of a machine. It outlives the machine's presence.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct MachineRecord {
     pub format: u32,
+    /// Edits of its metadata: a value sets a key, `None` hides what the machine's configuration says.
     pub metadata: BTreeMap<String, Option<String>>,
+    /// No new unit is placed there.
+    #[serde(default, skip_serializing_if = "is_not_set")]
+    pub cordoned: bool,
+    /// Its units are to move away; as good as cordoned, too.
+    #[serde(default, skip_serializing_if = "is_not_set")]
+    pub draining: bool,
+    /// Fields of newer versions: the record is read, changed and written back, which must not lose them.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
 /// What a machine says of itself.
@@ -72,6 +90,14 @@ pub struct PresenceRecord {
     pub public_ip: String,
     pub metadata: BTreeMap<String, String>,
     pub version: String,
+    /// It is about to give its presence up on purpose; see the module.
+    #[serde(default, skip_serializing_if = "is_not_set")]
+    pub leaving: bool,
+}
+
+/// Flags that are not set are not written, so that records look as before there were flags.
+fn is_not_set(flag: &bool) -> bool {
+    !flag
 }
 
 /// All that a machine reports of its units. The reports are rows without field names, since there can
@@ -235,12 +261,14 @@ impl Reader {
             }
             "presence" => {
                 let id = machine_id(id)?;
-                match value.map(parse::<PresenceRecord>).transpose()? {
+                let before = match value.map(parse::<PresenceRecord>).transpose()? {
                     Some(record) => self.presence.insert(id.clone(), record),
                     None => self.presence.remove(&id),
                 };
-                let machine = self.machine(&id);
-                Change::Machine(id, machine)
+                match self.machine(&id) {
+                    None if before.is_some_and(|before| before.leaving) => Change::Farewell(id),
+                    machine => Change::Machine(id, machine),
+                }
             }
             "machine" => {
                 let id = machine_id(id)?;
@@ -262,9 +290,12 @@ impl Reader {
 
     /// A machine that is there: what it says of itself, with the edits over it.
     fn machine(&self, id: &MachineId) -> Option<Machine> {
-        let PresenceRecord { public_ip, metadata, version, .. } = self.presence.get(id)?.clone();
-        let mut machine = Machine { public_ip, metadata, version };
-        for (key, value) in self.edits.get(id).iter().flat_map(|e| &e.metadata) {
+        let PresenceRecord { public_ip, metadata, version, leaving, .. } = self.presence.get(id)?.clone();
+        let edits = self.edits.get(id);
+        let draining = edits.is_some_and(|edits| edits.draining);
+        let cordoned = leaving || draining || edits.is_some_and(|edits| edits.cordoned);
+        let mut machine = Machine { public_ip, metadata, version, cordoned, draining };
+        for (key, value) in edits.iter().flat_map(|e| &e.metadata) {
             match value {
                 Some(value) => machine.metadata.insert(key.clone(), value.clone()),
                 None => machine.metadata.remove(key),
@@ -285,7 +316,7 @@ fn machine_id(text: &str) -> Result<MachineId, String> {
 fn unit(name: &UnitName, value: &[u8], revision: Revision) -> Result<Unit, String> {
     let record: UnitRecord = parse(value)?;
     let file = UnitFile::parse(&record.file).map_err(|e| format!("line {}: {e}", e.line()))?;
-    let requirements = Requirements::of(name, &file).map_err(|e| e.to_string())?;
+    let requirements = Requirements::of_accepted(name, &file).map_err(|e| e.to_string())?;
     Ok(Unit { file, requirements: Arc::new(requirements), desired: record.desired, revision })
 }
 
@@ -345,15 +376,16 @@ mod tests {
     }
     fn presence(metadata: &[(&str, &str)]) -> PresenceRecord {
         let metadata = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        PresenceRecord { format: FORMAT, public_ip: "10.0.0.1".into(), metadata, version: "2.0.0".into() }
+        let (public_ip, version) = ("10.0.0.1".into(), "2.0.0".into());
+        PresenceRecord { format: FORMAT, public_ip, metadata, version, leaving: false }
     }
     fn edits(edits: &[(&str, Option<&str>)]) -> MachineRecord {
         let metadata = edits.iter().map(|(k, v)| (k.to_string(), v.map(str::to_owned))).collect();
-        MachineRecord { format: FORMAT, metadata }
+        MachineRecord { format: FORMAT, metadata, ..MachineRecord::default() }
     }
     fn machine(metadata: &[(&str, &str)]) -> Option<Machine> {
         let PresenceRecord { public_ip, metadata, version, .. } = presence(metadata);
-        Some(Machine { public_ip, metadata, version })
+        Some(Machine { public_ip, metadata, version, ..Machine::default() })
     }
     fn report(problem: Option<&str>) -> UnitReport {
         let systemd = SystemdState { load: "loaded".into(), active: "active".into(), sub: "running".into() };
@@ -465,6 +497,66 @@ mod tests {
         assert_eq!(again, machine(&[("zone", "c"), ("rack", "1")]));
         let plain = machine_change(deletion(&machine_key(&a)), &mut reader);
         assert_eq!((plain, reader.edits(&a)), (machine(&[]), None));
+    }
+
+    #[test]
+    fn operators_cordon_and_drain() {
+        let (a, mut reader) = (id('a'), Reader::default());
+        reader.event(&put_event(&put_presence(&a, &presence(&[]), LeaseId(1)), 1)).unwrap();
+        for (cordoned, draining, text, takes_new) in [
+            (true, false, r#"{"format":1,"metadata":{},"cordoned":true}"#, false),
+            (true, true, r#"{"format":1,"metadata":{},"cordoned":true,"draining":true}"#, false),
+            (false, true, r#"{"format":1,"metadata":{},"draining":true}"#, false),
+            (false, false, r#"{"format":1,"metadata":{}}"#, true),
+        ] {
+            let op = put_machine(&a, &MachineRecord { cordoned, draining, ..edits(&[]) });
+            let Op::Put { value, .. } = &op else { panic!() };
+            assert_eq!(str::from_utf8(value).unwrap(), text);
+            let machine = machine_change(put_event(&op, 1), &mut reader).unwrap();
+            assert_eq!((machine.cordoned, machine.draining), (!takes_new, draining), "{text}");
+        }
+        // It outlives the machine's presence.
+        let drain = put_machine(&a, &MachineRecord { draining: true, ..edits(&[]) });
+        reader.event(&put_event(&drain, 1)).unwrap();
+        reader.event(&deletion(&presence_key(&a))).unwrap();
+        let back = machine_change(put_event(&put_presence(&a, &presence(&[]), LeaseId(2)), 2), &mut reader);
+        assert!(back.unwrap().draining);
+    }
+
+    #[test]
+    fn writing_a_machines_record_back_keeps_what_newer_versions_put_there() {
+        let (a, mut reader) = (id('a'), Reader::default());
+        let text = r#"{"format":1,"metadata":{},"cordoned":true,"later":{"x":[1]}}"#;
+        reader.event(&raw(&machine_key(&a), text)).unwrap();
+        let op = put_machine(&a, reader.edits(&a).unwrap());
+        let Op::Put { value, .. } = &op else { panic!() };
+        assert_eq!(str::from_utf8(value).unwrap(), text);
+    }
+
+    #[test]
+    fn who_leaves_on_purpose_has_said_so() {
+        let (a, mut reader) = (id('a'), Reader::default());
+        let here = |leaving| {
+            let record = PresenceRecord { leaving, ..presence(&[]) };
+            put_event(&put_presence(&a, &record, LeaseId(1)), 1)
+        };
+        let gone = deletion(&presence_key(&a));
+        assert!(!machine_change(here(false), &mut reader).unwrap().cordoned);
+        assert_eq!(reader.event(&gone), Ok(Some(Change::Machine(a.clone(), None))), "vanished");
+        reader.event(&here(false)).unwrap();
+        assert!(machine_change(here(true), &mut reader).unwrap().cordoned, "still there, takes nothing new");
+        assert_eq!(reader.event(&gone), Ok(Some(Change::Farewell(a.clone()))));
+        // It was about to leave, and stayed.
+        reader.event(&here(true)).unwrap();
+        assert!(!machine_change(here(false), &mut reader).unwrap().cordoned);
+        assert_eq!(reader.event(&gone), Ok(Some(Change::Machine(a.clone(), None))));
+    }
+
+    #[test]
+    fn units_with_a_value_that_older_versions_passed_over_are_read() {
+        let value = r#"{"format":1,"file":"[X-Fleet]\nOnIsolation=x\n","desired":"launched"}"#;
+        let change = Reader::default().event(&raw("unit/a.service", value)).unwrap();
+        assert!(matches!(change, Some(Change::Unit(_, Some(_)))), "{change:?}");
     }
 
     #[test]

@@ -19,4 +19,4 @@ pub mod requirements;
 pub use file::{Hash, ParseError, UnitFile, UnitOption};
 pub use glob::Glob;
 pub use name::{NameError, UnitName, UnitType};
-pub use requirements::{RequirementError, Requirements};
+pub use requirements::{OnIsolation, RequirementError, Requirements};

@@ -6,6 +6,14 @@
 //! that nothing could meet: a continued value is joined before it is split, an option without value
 //! asks for nothing, and blanks separate the names of `MachineOf=` and the patterns of `Replaces=`
 //! as they do for `Conflicts=`.
+//!
+//! One option is new: `OnIsolation=keep|stop` says what becomes of the unit on a machine that is cut off from the
+//! cluster. With `keep`, the default, it runs on there, and is started elsewhere when the machine counts as lost: for a
+//! while there may be two of it. With `stop` the machine stops it by itself before it counts as lost, and only
+//! then it is started elsewhere. The value is exactly one of the two words; an empty one says nothing, and both
+//! together contradict each other. `stop` is refused with `Global=`: a Global unit is not started elsewhere instead, so that
+//! stopping it would gain nothing. Fleets before this option took any value for it (and warned), so for what is
+//! already in a cluster see [`Requirements::of_accepted`].
 use crate::{Glob, UnitFile, UnitName, file::unfolded, quote::quoted};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +30,7 @@ const METADATA: [&str; 2] = ["X-ConditionMachineMetadata", "MachineMetadata"];
 const CONFLICTS: [&str; 2] = ["X-Conflicts", "Conflicts"];
 const REPLACES: [&str; 1] = ["Replaces"];
 const GLOBAL: [&str; 1] = ["Global"];
+const ON_ISOLATION: [&str; 1] = ["OnIsolation"];
 
 /// What a unit asks of its place, read from `[X-Fleet]` with specifiers expanded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +47,18 @@ pub struct Requirements {
     pub replaces: Vec<Glob>,
     /// `Global=`: on every machine that fits.
     pub global: bool,
+    /// `OnIsolation=`: what becomes of it on a machine that is cut off from the cluster.
+    pub on_isolation: OnIsolation,
+}
+
+/// What becomes of a unit on a machine that is cut off from the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnIsolation {
+    /// It runs on.
+    #[default]
+    Keep,
+    /// The machine stops it before another one may start it.
+    Stop,
 }
 
 /// Options that contradict each other; texts as the original's.
@@ -62,6 +83,12 @@ pub enum RequirementError {
     /// Two options of which a unit may have only one. (`MachineOf=` is called Peers here.)
     #[error("{0} cannot be used with {1}")]
     Together(&'static str, &'static str),
+    /// A value of `OnIsolation=` that is none.
+    #[error("OnIsolation has to be keep or stop, not {}", quoted(.0))]
+    UnknownOnIsolation(String),
+    /// `OnIsolation=` says both.
+    #[error("OnIsolation is both keep and stop")]
+    KeepAndStop,
     /// The values are larger than [`MAX_VALUES_SIZE`].
     #[error("values of [X-Fleet] too large (max {MAX_VALUES_SIZE} bytes)")]
     TooLarge,
@@ -73,14 +100,29 @@ impl Requirements {
     /// For a template the check is made with specifiers as they stand, as nobody knows yet what they
     /// will be in its instances.
     pub fn of(name: &UnitName, file: &UnitFile) -> Result<Self, RequirementError> {
+        let mut requirements = Self::of_accepted(name, file)?;
+        let unexpanded = name.is_template();
+        requirements.on_isolation = Section { file, name: Some(name) }.on_isolation(unexpanded)?;
+        if requirements.global && requirements.on_isolation == OnIsolation::Stop {
+            return Err(RequirementError::Together("Global", "OnIsolation=stop"));
+        }
+        Ok(requirements)
+    }
+
+    /// Reads the section of a unit that was accepted before, maybe by a fleet that did not know all of today's
+    /// options: where [`of`](Self::of) would refuse what is said of such an option, that counts as not said. Refusing it
+    /// would take the unit away from a cluster in which it may run.
+    pub fn of_accepted(name: &UnitName, file: &UnitFile) -> Result<Self, RequirementError> {
         let section = Section { file, name: Some(name) };
         section.check_size()?;
-        let requirements = section.requirements();
+        let mut requirements = section.requirements();
         if name.is_template() {
             Section { file, name: None }.requirements().check()?;
         } else {
             requirements.check()?;
         }
+        let on_isolation = section.on_isolation(name.is_template());
+        requirements.on_isolation = on_isolation.ok().filter(|_| !requirements.global).unwrap_or_default();
         Ok(requirements)
     }
 
@@ -125,10 +167,11 @@ impl Requirements {
 
 /// Names of options in `[X-Fleet]` that fleet does not know, in order, each once.
 pub fn unknown_options(file: &UnitFile) -> Vec<String> {
-    let known: BTreeSet<&str> = [&MACHINE_ID[..], &MACHINE_OF, &METADATA, &CONFLICTS, &REPLACES, &GLOBAL]
-        .concat()
-        .into_iter()
-        .collect();
+    let known: BTreeSet<&str> =
+        [&MACHINE_ID[..], &MACHINE_OF, &METADATA, &CONFLICTS, &REPLACES, &GLOBAL, &ON_ISOLATION]
+            .concat()
+            .into_iter()
+            .collect();
     let mut seen = BTreeSet::new();
     section_options(file)
         .map(|(name, _)| name)
@@ -184,7 +227,28 @@ impl Section<'_> {
             conflicts: self.patterns(&CONFLICTS),
             replaces: self.patterns(&REPLACES),
             global: global.is_some_and(|value| is_true(&self.expand(&value))),
+            on_isolation: OnIsolation::default(),
         }
+    }
+
+    /// With `unexpanded`, for a template, values with specifiers are left to its instances.
+    fn on_isolation(&self, unexpanded: bool) -> Result<OnIsolation, RequirementError> {
+        let as_written = Section { file: self.file, name: None };
+        let section = if unexpanded { &as_written } else { self };
+        let mut said = None;
+        for value in section.values(&ON_ISOLATION) {
+            let one = match value.as_str() {
+                "keep" => OnIsolation::Keep,
+                "stop" => OnIsolation::Stop,
+                text if unexpanded && text.contains('%') => continue,
+                _ => return Err(RequirementError::UnknownOnIsolation(value)),
+            };
+            if said.is_some_and(|before| before != one) {
+                return Err(RequirementError::KeepAndStop);
+            }
+            said = Some(one);
+        }
+        Ok(said.unwrap_or_default())
     }
 
     /// All values that are not empty, specifiers expanded, spelling by spelling.

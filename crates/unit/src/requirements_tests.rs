@@ -67,6 +67,60 @@ fn refuses_contradictions_with_the_texts_of_the_original() {
 }
 
 #[test]
+fn on_isolation() {
+    let stop = OnIsolation::Stop;
+    for (section, want) in [
+        ("", OnIsolation::Keep),
+        ("OnIsolation=", OnIsolation::Keep),
+        ("OnIsolation=keep", OnIsolation::Keep),
+        ("OnIsolation=keep\nGlobal=true", OnIsolation::Keep),
+        ("OnIsolation=stop", stop),
+        ("OnIsolation=\"stop\"", stop),
+        ("OnIsolation=stop\nOnIsolation=\nOnIsolation=stop", stop),
+        ("OnIsolation=stop\nMachineID=abc", stop),
+        ("OnIsolation=stop\nGlobal=no", stop),
+    ] {
+        assert_eq!(read(section).on_isolation, want, "{section}");
+    }
+    for (section, text) in [
+        ("OnIsolation=stop\nOnIsolation=keep", "OnIsolation is both keep and stop"),
+        ("OnIsolation=\"keep\" \"stop\"", "OnIsolation is both keep and stop"),
+        ("OnIsolation=Stop", r#"OnIsolation has to be keep or stop, not "Stop""#),
+        ("OnIsolation=true", r#"OnIsolation has to be keep or stop, not "true""#),
+        ("OnIsolation=%p", r#"OnIsolation has to be keep or stop, not "hello""#),
+        ("OnIsolation=stop keep", r#"OnIsolation has to be keep or stop, not "stop keep""#),
+        ("OnIsolation=stop\nGlobal=true", "Global cannot be used with OnIsolation=stop"),
+        // What the original refused is refused in its words first.
+        ("OnIsolation=x\nGlobal=true\nMachineID=a", "MachineID cannot be used with Global"),
+    ] {
+        assert_eq!(of("hello.service", section).unwrap_err().to_string(), text, "{section}");
+        assert_eq!(of("hello@.service", section).is_err(), section != "OnIsolation=%p", "{section}");
+    }
+    // An instance can say it by its name.
+    assert_eq!(of("hello@stop.service", "OnIsolation=%i").unwrap().on_isolation, stop);
+    assert!(of("hello@now.service", "OnIsolation=%i").is_err());
+    let file = UnitFile::parse("[X-Fleet]\nOnIsolation=stop\nOnIsolaton=stop\n").unwrap();
+    assert_eq!(unknown_options(&file), ["OnIsolaton"]);
+}
+
+#[test]
+fn what_was_accepted_before_an_option_was_known_stays_readable() {
+    let hello = UnitName::parse("hello.service").unwrap();
+    for section in
+        ["OnIsolation=whatever", "OnIsolation=keep\nOnIsolation=stop", "Global=true\nOnIsolation=stop"]
+    {
+        let file = UnitFile::parse(&format!("[X-Fleet]\n{section}\n")).unwrap();
+        assert!(Requirements::of(&hello, &file).is_err(), "{section}");
+        let read = Requirements::of_accepted(&hello, &file).unwrap();
+        assert_eq!(read.on_isolation, OnIsolation::Keep, "{section}");
+    }
+    let file = UnitFile::parse("[X-Fleet]\nOnIsolation=stop\nConflicts=a*\n").unwrap();
+    assert_eq!(Requirements::of_accepted(&hello, &file), Requirements::of(&hello, &file));
+    let file = UnitFile::parse("[X-Fleet]\nMachineID=a\nGlobal=true\n").unwrap();
+    assert_eq!(Requirements::of_accepted(&hello, &file), Requirements::of(&hello, &file));
+}
+
+#[test]
 fn takes_what_goes_together() {
     for section in [
         "Global=true\nConflicts=x*",

@@ -13,6 +13,9 @@ impl View {
             .cloned()
             .collect();
         same("machines", &self.hosts.keys().cloned().collect(), &ids)?;
+        if let Some(id) = self.left.iter().find(|id| self.machine(id).is_some()) {
+            return Err(format!("{id} is there and counts as having left"));
+        }
         if let Some((name, _)) = self.entries.iter().find(|(_, entry)| entry.is_empty()) {
             return Err(format!("an empty entry is kept: {name}"));
         }
@@ -69,7 +72,7 @@ impl View {
                 held,
             };
             same("units of a machine", &host.site, &site)?;
-            if let Some(machine) = &host.machine {
+            if let Some(machine) = host.machine.as_ref().filter(|machine| machine.takes_new_units()) {
                 ranking.insert(machine, (site.load(), id.clone()));
             }
         }

@@ -286,6 +286,7 @@ impl<S: Store> Session<'_, S> {
             public_ip: self.hello.machine.public_ip.clone(),
             metadata: self.hello.machine.metadata.clone(),
             version: self.hello.machine.version.clone(),
+            leaving: false,
         };
         let ops = vec![put_presence(&self.hello.id, &record, lease)];
         let revision = self.server.store.commit(Txn { compares: Vec::new(), ops }).await?;

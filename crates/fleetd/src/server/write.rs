@@ -131,7 +131,7 @@ impl<S: Store> Server<S> {
                     let record = match entry {
                         Some(entry) => serde_json::from_slice(&entry.value)
                             .map_err(|error| StoreError::Damaged(format!("{}: {error}", machine_key(id))))?,
-                        None => MachineRecord { format: 1, metadata: BTreeMap::new() },
+                        None => MachineRecord { format: 1, ..MachineRecord::default() },
                     };
                     records.insert(id, record);
                 }
