@@ -13,7 +13,7 @@ pub(crate) enum Invocation {
     Run(Vec<String>),
     /// Print help of a command or of all; the short or the long one.
     Help {
-        /// The command.
+        /// The command, with the one it belongs to: `machine list`.
         command: Option<String>,
         /// Whether all options are to be explained.
         long: bool,
@@ -65,23 +65,25 @@ pub(crate) fn normalise(
             break;
         }
         if argument == "--" {
-            if command.is_none()
+            while is_open(command)
                 && let Some(name) = rest.next()
             {
-                command = Some(resolve(definition, name)?);
+                command = Some(resolve(command.unwrap_or(definition), name)?);
             }
             words.extend(rest.by_ref().cloned());
             break;
         }
         if !argument.starts_with('-') || argument.len() == 1 {
             match command {
-                None => command = Some(resolve(definition, argument)?),
+                _ if is_open(command) => {
+                    command = Some(resolve(command.unwrap_or(definition), argument)?);
+                }
                 Some(found) if found.get_name() == "ssh" => {
                     words.push(argument.clone());
                     words.extend(rest.by_ref().cloned());
                     break;
                 }
-                Some(_) => words.push(argument.clone()),
+                _ => words.push(argument.clone()),
             }
             continue;
         }
@@ -89,7 +91,7 @@ pub(crate) fn normalise(
         version_first |=
             command.is_none() && flag.name == "version" && flag.value.as_deref() != Some("false");
         flags.push(flag);
-        if command.is_none() {
+        if is_open(command) {
             before.push(flags.len() - 1);
         }
     }
@@ -107,16 +109,28 @@ pub(crate) fn normalise(
     let all = settle(definition, command, all)?;
     if let Some(help) = all.iter().find(|flag| flag.name == "help") {
         let long = help.value.is_none();
-        return Ok(Invocation::Help { command: command.map(|c| c.get_name().to_owned()), long });
+        return Ok(Invocation::Help { command: command.map(full_name), long });
     }
     let Some(command) = command else {
         return Ok(Invocation::Help { command: None, long: false });
     };
     if command.get_name() == "help" {
-        let topic = words.first().map(|name| resolve(definition, name)).transpose()?;
-        return Ok(Invocation::Help { command: topic.map(|c| c.get_name().to_owned()), long: true });
+        let mut topic = None;
+        for name in &words {
+            if !is_open(topic) {
+                break;
+            }
+            topic = Some(resolve(topic.unwrap_or(definition), name)?);
+        }
+        return Ok(Invocation::Help { command: topic.map(full_name), long: true });
     }
-    let mut line = vec!["fleetctl".to_owned(), command.get_name().to_owned()];
+    if is_open(Some(command)) {
+        let known: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
+        let text = format!("{} needs a command: {}", command.get_name(), known.join(", "));
+        return Err(misuse(Some(command), text));
+    }
+    let mut line = vec!["fleetctl".to_owned()];
+    line.extend(full_name(command).split(' ').map(str::to_owned));
     line.extend(all.into_iter().map(|flag| match flag.value {
         Some(value) => format!("--{}={value}", flag.name),
         None => format!("--{}", flag.name),
@@ -133,17 +147,36 @@ fn takes_target(flags: &[Flag]) -> bool {
     flags.iter().any(|flag| matches!(flag.name.as_str(), "machine" | "unit"))
 }
 
-/// The command of this name, or whose name is the only one to begin so.
-fn resolve<'a>(definition: &'a Command, name: &str) -> Result<&'a Command, Misuse> {
-    let commands = || definition.get_subcommands();
+/// Whether a command is yet to come: none is there, or one that only holds others.
+fn is_open(command: Option<&Command>) -> bool {
+    command.is_none_or(Command::has_subcommands)
+}
+
+/// The name of a command with the one it belongs to: `machine list`.
+fn full_name(command: &Command) -> String {
+    let name = command.get_bin_name().and_then(|name| name.strip_prefix("fleetctl "));
+    name.unwrap_or(command.get_name()).to_owned()
+}
+
+/// The command of this name, or whose name is the only one to begin so. The original's commands
+/// come before those added since, so that no new one takes a short form from an old script.
+fn resolve<'a>(parent: &'a Command, name: &str) -> Result<&'a Command, Misuse> {
+    let commands = || parent.get_subcommands();
     if let Some(command) = commands().find(|command| command.get_name() == name) {
         return Ok(command);
     }
-    let mut fitting = commands().filter(|command| !name.is_empty() && command.get_name().starts_with(name));
-    if let (Some(command), None) = (fitting.next(), fitting.next()) {
+    let of_prefix = |command: &&Command| !name.is_empty() && command.get_name().starts_with(name);
+    let added = |command: &&Command| crate::cli::ADDED.contains(&command.get_name());
+    let only = |mut fitting: Box<dyn Iterator<Item = &'a Command> + '_>| {
+        let first = fitting.next();
+        first.filter(|_| fitting.next().is_none())
+    };
+    let old = only(Box::new(commands().filter(of_prefix).filter(|command| !added(command))));
+    let any = only(Box::new(commands().filter(of_prefix).filter(|command| !command.is_hide_set())));
+    if let Some(command) = old.or(any) {
         return Ok(command);
     }
-    let mut text = format!("unknown command {name:?} for \"fleetctl\"");
+    let mut text = format!("unknown command {name:?} for {:?}", parent.get_bin_name().unwrap_or("fleetctl"));
     let mut close: Vec<&str> = commands()
         .filter(|command| !command.is_hide_set())
         .map(Command::get_name)
@@ -213,20 +246,16 @@ fn read_flag<'a>(
     Ok(Flag { name, value })
 }
 
-/// The flag of a command that is wanted; before the command is known, of any.
+/// The flag of a command that is wanted; while the command is not known, of any that it may be.
 fn find<'a>(
     definition: &'a Command,
     command: Option<&'a Command>,
     wanted: impl Fn(&Arg) -> bool,
 ) -> Option<&'a Arg> {
-    let flag = |arg: &&'a Arg| !arg.is_positional() && wanted(arg);
-    match command {
-        Some(command) => command.get_arguments().find(flag),
-        None => {
-            let of_commands = definition.get_subcommands().flat_map(Command::get_arguments);
-            definition.get_arguments().chain(of_commands).find(flag)
-        }
+    fn all(command: &Command) -> Box<dyn Iterator<Item = &Arg> + '_> {
+        Box::new(command.get_arguments().chain(command.get_subcommands().flat_map(all)))
     }
+    all(command.unwrap_or(definition)).find(|arg| !arg.is_positional() && wanted(arg))
 }
 
 /// The global flags that are set by FLEETCTL_* variables; an empty variable sets nothing.
@@ -294,7 +323,7 @@ fn settle(definition: &Command, command: Option<&Command>, flags: Vec<Flag>) -> 
 }
 
 fn misuse(command: Option<&Command>, text: String) -> Misuse {
-    Misuse { text, command: command.map(|command| command.get_name().to_owned()) }
+    Misuse { text, command: command.map(full_name) }
 }
 
 /// How many characters have to be changed, added or left out (Levenshtein).
@@ -382,6 +411,40 @@ mod tests {
     }
 
     #[test]
+    fn added_commands_take_no_short_form_away() {
+        let definition = crate::cli::definition();
+        for name in crate::cli::ADDED {
+            assert!(definition.find_subcommand(name).is_some(), "{name}");
+        }
+        run("j a", "journal -- a");
+        run("jo a", "journal -- a");
+        run("c a", "cat -- a");
+        run("joi l", "join-token list");
+        run("m l", "machine list");
+        run("ma list", "machine list");
+    }
+
+    #[test]
+    fn commands_within_commands() {
+        run("join-token create --ttl 24h --uses=1", "join-token create --ttl=24h --uses=1");
+        run("join-token -ttl 24h create", "join-token create --ttl=24h");
+        run("--ttl 24h join-token create", "join-token create --ttl=24h");
+        run("--full machine list -o json", "machine list --full --format=json");
+        run("machine metadata 4a1 disk=ssd region-", "machine metadata -- 4a1 disk=ssd region-");
+        run("-- machine remove -x", "machine remove -- -x");
+        assert_eq!(refused("machine"), "machine needs a command: list, remove, metadata");
+        assert_eq!(refused("machine --full"), "machine needs a command: list, remove, metadata");
+        assert_eq!(
+            refused("machine lst"),
+            "unknown command \"lst\" for \"fleetctl machine\"\n\nDid you mean this?\n\tlist\n"
+        );
+        assert_eq!(refused("machine --ttl=1h list"), "unknown flag: --ttl");
+        assert_eq!(refused("--ttl=1h machine list"), "unknown flag: --ttl");
+        let misuse = with_environment("machine list --bogus", &[]).unwrap_err();
+        assert_eq!(misuse.command.as_deref(), Some("machine list"));
+    }
+
+    #[test]
     fn what_follows_the_machine_is_untouched() {
         run("ssh c93b ls -la --full /x", "ssh -- c93b ls -la --full /x");
         run("ssh -A c93b -- ls", "ssh --forward-agent -- c93b -- ls");
@@ -419,6 +482,10 @@ mod tests {
         assert_eq!(help("-help start"), (Some("start".into()), true));
         assert_eq!(help("help"), (None, true));
         assert_eq!(help("help list-m"), (Some("list-machines".into()), true));
+        assert_eq!(help("machine --help"), (Some("machine".into()), true));
+        assert_eq!(help("machine list -h"), (Some("machine list".into()), false));
+        assert_eq!(help("help join-token create more"), (Some("join-token create".into()), true));
+        assert_eq!(help("help start stop"), (Some("start".into()), true));
         for line in ["--version", "-v", "-version", "--version list-machines"] {
             assert_eq!(with_environment(line, &[]), Ok(Invocation::Version), "{line}");
         }
@@ -461,7 +528,8 @@ mod tests {
     fn flags_of_one_name_are_of_one_kind() {
         let definition = crate::cli::definition();
         let mut kinds = std::collections::BTreeMap::new();
-        for arg in definition.get_subcommands().flat_map(Command::get_arguments) {
+        let nested = definition.get_subcommands().flat_map(Command::get_subcommands);
+        for arg in definition.get_subcommands().chain(nested).flat_map(Command::get_arguments) {
             if let Some(name) = arg.get_long() {
                 let kind = arg.get_action().takes_values();
                 assert_eq!(*kinds.entry(name.to_owned()).or_insert(kind), kind, "--{name}");

@@ -151,6 +151,12 @@ pub(crate) enum Command {
     Destroy(Take),
     /// Say why units are not what they should be
     Explain(Explain),
+    /// Make, list and revoke the tokens with which machines join the cluster
+    #[command(subcommand)]
+    JoinToken(JoinToken),
+    /// List machines, edit their metadata, remove them from the cluster
+    #[command(subcommand)]
+    Machine(Machine),
     /// Deprecated: signed units are no longer supported
     #[command(hide = true)]
     Verify(Ignored),
@@ -181,6 +187,87 @@ pub(crate) enum Command {
     },
 }
 
+/// Commands that the original does not have. Its own keep the short forms they have always had.
+pub(crate) const ADDED: [&str; 5] = ["completion", "explain", "join-token", "machine", "man"];
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JoinToken {
+    /// Make a token and print it
+    #[command(long_about = "Make a token and print it.\n\n\
+        On the machine that is to join, fleetd is given the token with the address of a server (join and \
+        join_token in fleet.conf). It needs the token only once. The token is a secret, and shown only now.")]
+    Create(CreateJoinToken),
+    /// List the tokens that there are, without their secrets
+    List(ListJoinTokens),
+    /// Revoke tokens; machines that joined with them stay
+    Revoke(RevokeJoinTokens),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CreateJoinToken {
+    /// How long it is good for, such as 30m or 24h [default: 24h]
+    #[arg(long, value_name = "DURATION", value_parser = ttl)]
+    pub(crate) ttl: Option<String>,
+    /// How many machines may join with it [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) uses: Option<u32>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ListJoinTokens {
+    /// Do not print the line with the names of the columns
+    #[arg(long)]
+    pub(crate) no_legend: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RevokeJoinTokens {
+    /// IDs of tokens, as join-token list shows them
+    #[arg(value_name = "ID")]
+    pub(crate) ids: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Machine {
+    /// List the machines that joined, and those that are there
+    #[command(long_about = "List the machines that joined, and those that are there.\n\n\
+        JOINED is when a machine joined with a token; servers need none. STATE is up; lost: its connection is \
+        gone, and its units are placed elsewhere when agent_ttl is over; gone: that has happened; or joining: it \
+        is connected, and not yet taken into account.")]
+    List(ListMembers),
+    /// Remove machines from the cluster: their credentials are revoked, their units go elsewhere
+    #[command(
+        long_about = "Remove machines from the cluster: their credentials are revoked, their units go elsewhere.\n\n\
+        The connection of a removed machine is closed and its metadata edits are forgotten. Its units are placed \
+        elsewhere when its presence ends (agent_ttl). fleet does not stop what runs there any more. To join again \
+        it needs a new token."
+    )]
+    Remove(RemoveMachines),
+    /// Edit the metadata of a machine; units whose requirements it breaks go elsewhere
+    #[command(override_usage = "fleetctl machine metadata [OPTIONS] MACHINE {KEY=VALUE|KEY-}...")]
+    Metadata(EditMetadata),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ListMembers {
+    #[command(flatten)]
+    pub(crate) table: Table,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RemoveMachines {
+    /// IDs of machines, or what they begin with
+    #[arg(value_name = "MACHINE")]
+    pub(crate) machines: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct EditMetadata {
+    /// The machine, by the beginning of its ID; then KEY=VALUE to set, KEY- to remove
+    #[arg(value_name = "ARGUMENT")]
+    pub(crate) words: Vec<String>,
+}
+
 /// Arguments that the original ignores, and so do we.
 #[derive(Args, Debug)]
 pub(crate) struct Ignored {
@@ -196,8 +283,6 @@ pub(crate) struct Table {
     /// Do not print the line with the names of the columns
     #[arg(long)]
     pub(crate) no_legend: bool,
-    #[command(flatten)]
-    ignored: Ignored,
 }
 
 #[derive(Args, Debug)]
@@ -207,6 +292,8 @@ pub(crate) struct ListMachines {
     pub(crate) fields: String,
     #[command(flatten)]
     pub(crate) table: Table,
+    #[command(flatten)]
+    ignored: Ignored,
 }
 
 #[derive(Args, Debug)]
@@ -216,6 +303,8 @@ pub(crate) struct ListUnits {
     pub(crate) fields: String,
     #[command(flatten)]
     pub(crate) table: Table,
+    #[command(flatten)]
+    ignored: Ignored,
 }
 
 #[derive(Args, Debug)]
@@ -226,6 +315,8 @@ pub(crate) struct ListUnitFiles {
     pub(crate) fields: Option<String>,
     #[command(flatten)]
     pub(crate) table: Table,
+    #[command(flatten)]
+    ignored: Ignored,
 }
 
 #[derive(Args, Debug)]
@@ -370,6 +461,15 @@ fn boolean(text: &str) -> Result<bool, String> {
 
 fn duration(text: &str) -> Result<Duration, String> {
     crate::values::duration(text).ok_or_else(|| "a duration is expected, such as 90s, 1m30s or 0".to_owned())
+}
+
+/// A duration above 0, left as it is written: the server reads the same form.
+fn ttl(text: &str) -> Result<String, String> {
+    match fleet_api::duration::parse(text) {
+        Ok(Duration::ZERO) => Err("a duration above 0 is expected".to_owned()),
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{error}: a duration is expected, such as 24h or 1h30m")),
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -5,19 +5,23 @@ use anyhow::Result;
 use fleet_api::client::{Client, Endpoint, Error, Options};
 use fleet_api::types::{Machine, Unit};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::OnceCell;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The exit code of a command line that makes no sense. (The original's was mostly 0.)
 pub(crate) const MISUSE: i32 = 2;
+
+/// Machines by ID.
+pub(crate) type Machines = BTreeMap<String, Machine>;
 
 /// What every command has at hand.
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) globals: Globals,
-    machines: OnceCell<BTreeMap<String, Machine>>,
+    machines: Mutex<Option<Arc<Machines>>>,
+    /// Machines that were mentioned when they were not among those known.
+    unknown: Mutex<BTreeSet<String>>,
     /// With `-o json`: what has been said so far, printed at the end.
     said: Mutex<Vec<Value>>,
 }
@@ -59,7 +63,8 @@ impl Context {
         Ok(Context {
             client: Client::new(endpoint, options),
             globals,
-            machines: OnceCell::new(),
+            machines: Mutex::default(),
+            unknown: Mutex::default(),
             said: Mutex::default(),
         })
     }
@@ -69,18 +74,31 @@ impl Context {
         self.globals.format == Format::Json
     }
 
-    /// The machines, asked for once; none when the server does not tell.
-    pub(crate) async fn machines(&self) -> &BTreeMap<String, Machine> {
-        let ask = || async {
-            let machines = self.client.machines().await.unwrap_or_default();
-            machines.into_iter().map(|machine| (machine.id.clone(), machine)).collect()
-        };
-        self.machines.get_or_init(ask).await
+    /// The machines, as they were when they were asked for; none when the server does not tell.
+    pub(crate) async fn machines(&self) -> Arc<Machines> {
+        let known = lock(&self.machines).clone();
+        match known {
+            Some(machines) => machines,
+            None => self.ask_machines().await,
+        }
     }
 
-    /// A machine as people read it: `14ffe4c3.../10.132.249.212`.
+    async fn ask_machines(&self) -> Arc<Machines> {
+        let machines = self.client.machines().await.unwrap_or_default();
+        let machines = machines.into_iter().map(|machine| (machine.id.clone(), machine)).collect();
+        let machines = Arc::new(machines);
+        *lock(&self.machines) = Some(Arc::clone(&machines));
+        machines
+    }
+
+    /// A machine as people read it: `14ffe4c3.../10.132.249.212`. One that is not known may have
+    /// come while the command waited: the machines are asked for anew, once for each.
     pub(crate) async fn legend(&self, id: &str) -> String {
-        legend(id, self.machines().await.get(id).map(|it| it.primary_ip.as_str()).unwrap_or_default(), false)
+        let mut machines = self.machines().await;
+        if !id.is_empty() && !machines.contains_key(id) && lock(&self.unknown).insert(id.to_owned()) {
+            machines = self.ask_machines().await;
+        }
+        legend(id, machines.get(id).map(|it| it.primary_ip.as_str()).unwrap_or_default(), false)
     }
 
     /// Says on stdout how far a unit has come: `Unit hello.service loaded on 14ffe4c3.../10.0.0.1`.
@@ -117,12 +135,12 @@ impl Context {
 
     /// Adds to what `-o json` prints at the end.
     pub(crate) fn remember(&self, value: Value) {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).push(value);
+        lock(&self.said).push(value);
     }
 
     /// Prints what was remembered, for commands that act and were asked for JSON.
     pub(crate) fn finish(&self) -> Result<()> {
-        let said = std::mem::take(&mut *self.said.lock().unwrap_or_else(PoisonError::into_inner));
+        let said = std::mem::take(&mut *lock(&self.said));
         if self.json() { print_json(&Value::Array(said)) } else { Ok(()) }
     }
 
@@ -156,6 +174,10 @@ impl Context {
             }
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A machine as people read it: `14ffe4c3.../10.132.249.212`; with its whole ID if `full`.

@@ -8,6 +8,7 @@ mod argv;
 mod cli;
 mod commands;
 mod context;
+mod dates;
 mod source;
 mod ssh;
 mod table;
@@ -18,7 +19,7 @@ use argv::Invocation;
 use clap::Parser;
 use cli::{Cli, Command, Format};
 use commands::bring::{self, Bring};
-use commands::{explain, forward, journal, list, show, take};
+use commands::{explain, forward, join_token, journal, list, machine, show, take};
 use context::{Context, MISUSE};
 use source::Verb;
 use std::process::ExitCode;
@@ -67,13 +68,11 @@ fn run() -> anyhow::Result<i32> {
     }
 }
 
-/// Prints the help of a command, or of all.
+/// Prints the help of a command (`machine list`), or of all.
 fn help(command: Option<&str>, long: bool) -> anyhow::Result<i32> {
     let mut definition = cli::definition();
-    let topic = match command {
-        Some(name) => definition.find_subcommand_mut(name),
-        None => Some(&mut definition),
-    };
+    let mut words = command.unwrap_or_default().split_whitespace();
+    let topic = words.try_fold(&mut definition, |command, word| command.find_subcommand_mut(word));
     if let Some(topic) = topic {
         let text = if long { topic.render_long_help() } else { topic.render_help() };
         use std::io::Write;
@@ -135,6 +134,8 @@ async fn with_cluster(cli: Cli) -> anyhow::Result<i32> {
         Command::Unload(args) => take::unload(context, args).await,
         Command::Destroy(args) => take::destroy(context, args).await,
         Command::Explain(args) => explain::run(context, &args.units).await,
+        Command::JoinToken(command) => join_token::run(context, command).await,
+        Command::Machine(command) => machine::run(context, command).await,
         Command::Verify(_) => Ok(show::verify()),
         Command::Version(_) => show::show_version(json),
         Command::Help { .. }

@@ -6,7 +6,7 @@
 //! the template's file. Only answers are looked at here; who asks is behind [`Lookup`].
 use fleet_api::client::{Error, file_of_options};
 use fleet_api::types::Unit;
-use fleet_unit::{ParseError, Requirements, UnitFile, UnitName, lint, requirements};
+use fleet_unit::{ParseError, Requirements, UnitFile, UnitName, lint, quote::quoted, requirements};
 use futures_util::{StreamExt, stream};
 use std::future::Future;
 use std::path::Path;
@@ -358,12 +358,14 @@ fn create(
     }
     for option in requirements::unknown_options(&file) {
         notes.push(Note::Err(format!(
-            "WARNING: Unit {name}: unrecognized requirement in [X-Fleet] section: {option:?}"
+            "WARNING: Unit {name}: unrecognized requirement in [X-Fleet] section: {}",
+            quoted(&option)
         )));
     }
     for entry in requirements::ignored_metadata(&name, &file) {
         notes.push(Note::Err(format!(
-            "WARNING: Unit {name}: MachineMetadata= without a value is ignored: {entry:?}"
+            "WARNING: Unit {name}: MachineMetadata= without a value is ignored: {}",
+            quoted(&entry)
         )));
     }
     Ok(Action::Create { name, file, global: needs.global, replaces })

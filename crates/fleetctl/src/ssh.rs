@@ -111,7 +111,8 @@ async fn by_unit(context: &Context, argument: &str) -> Place {
         Ok(None) => Place::Nowhere("unit does not exist".to_owned()),
         Ok(Some(unit)) if is_global(&unit) => Place::Nowhere("global units unsupported".to_owned()),
         Ok(Some(unit)) => {
-            let machine = context.machines().await.get(&unit.machine_id);
+            let machines = context.machines().await;
+            let machine = machines.get(&unit.machine_id);
             Place::At(machine.map(|machine| machine.primary_ip.clone()).unwrap_or_default())
         }
     }

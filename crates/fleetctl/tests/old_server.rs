@@ -1,13 +1,11 @@
 //! The program against a server that knows only what the original's did: no events, no texts, no
 //! explanations. It has to get along by asking again and again.
 #![allow(clippy::unwrap_used)]
+mod server;
+
 use serde_json::{Value, json};
+use server::Server;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::process::{Command, Output};
-use std::sync::{Arc, Mutex};
 
 const MACHINE: &str = "4a1e0c2fb7d94e6c8f3a51d2c07e9b11";
 
@@ -20,7 +18,7 @@ struct Cluster {
 
 impl Cluster {
     fn answer(&mut self, method: &str, path: &str, body: &str) -> (u16, Value) {
-        let path = path.split('?').next().unwrap().strip_prefix("/fleet/v1/").unwrap();
+        let path = path.split('?').next().unwrap();
         match (method, path.split_once('/')) {
             ("GET", None) if path == "machines" => {
                 (200, json!({"machines": [{"id": MACHINE, "primaryIP": "172.30.7.11"}]}))
@@ -69,60 +67,13 @@ impl Cluster {
     }
 }
 
-fn converse(stream: UnixStream, cluster: &Mutex<Cluster>) -> Option<()> {
-    let mut stream = BufReader::new(stream);
-    loop {
-        let mut request = String::new();
-        stream.read_line(&mut request).ok()?;
-        let mut words = request.split(' ');
-        let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
-        let mut length = 0;
-        loop {
-            let mut line = String::new();
-            stream.read_line(&mut line).ok()?;
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().ok()?;
-            }
-            if line == "\r\n" {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        stream.read_exact(&mut body).ok()?;
-        let (status, answer) = cluster.lock().ok()?.answer(&method, &path, std::str::from_utf8(&body).ok()?);
-        let text = if answer.is_null() { String::new() } else { answer.to_string() };
-        let length =
-            if status == 204 { String::new() } else { format!("Content-Length: {}\r\n", text.len()) };
-        stream.get_mut().write_all(format!("HTTP/1.1 {status} X\r\n{length}\r\n{text}").as_bytes()).ok()?;
-    }
-}
-
-/// Runs fleetctl; what it said on stdout and stderr, and its exit code.
-fn fleetctl(directory: &Path, arguments: &[&str]) -> (String, String, i32) {
-    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_fleetctl"))
-        .arg(format!("--endpoint=unix://{}", directory.join("fleet.sock").display()))
-        .args(arguments)
-        .current_dir(directory)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (text(stdout), text(stderr), status.code().unwrap())
-}
-
 #[test]
 fn a_unit_s_life() {
-    let directory = tempfile::tempdir().unwrap();
-    let directory = directory.path();
-    let listener = UnixListener::bind(directory.join("fleet.sock")).unwrap();
-    let cluster = Arc::new(Mutex::new(Cluster::default()));
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let cluster = cluster.clone();
-            std::thread::spawn(move || converse(stream, &cluster));
-        }
-    });
-    std::fs::write(directory.join("a.service"), "[Service]\nExecStart=/bin/sleep infinity\n").unwrap();
-    let run = |arguments: &[&str]| fleetctl(directory, arguments);
+    let mut cluster = Cluster::default();
+    let server = Server::new(move |method, path, body| cluster.answer(method, path, body));
+    let file = server.directory().join("a.service");
+    std::fs::write(file, "[Service]\nExecStart=/bin/sleep infinity\n").unwrap();
+    let run = |arguments: &[&str]| server.fleetctl(arguments);
     let on = "on 4a1e0c2f.../172.30.7.11";
     assert_eq!(run(&["submit", "a"]), ("Unit a.service inactive\n".into(), String::new(), 0));
     assert_eq!(run(&["load", "a"]), (format!("Unit a.service loaded {on}\n"), String::new(), 0));

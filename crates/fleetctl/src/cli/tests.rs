@@ -5,12 +5,18 @@ use super::*;
 fn help_of_every_command() {
     let mut definition = definition().term_width(100);
     insta::assert_snapshot!("help", definition.render_help().to_string());
-    let names: Vec<String> = definition.get_subcommands().map(|it| it.get_name().to_owned()).collect();
-    for name in names {
-        let command = definition.find_subcommand_mut(&name).expect("it is listed");
-        let mut command = std::mem::take(command).term_width(100);
-        let both = format!("{}\n=== long ===\n{}", command.render_help(), command.render_long_help());
-        insta::assert_snapshot!(format!("help-{name}"), both);
+    for command in definition.get_subcommands_mut() {
+        snapshot(command, "help");
+    }
+}
+
+fn snapshot(command: &mut clap::Command, above: &str) {
+    let name = format!("{above}-{}", command.get_name());
+    let mut shown = command.clone().term_width(100);
+    let both = format!("{}\n=== long ===\n{}", shown.render_help(), shown.render_long_help());
+    insta::assert_snapshot!(name.clone(), both);
+    for command in command.get_subcommands_mut() {
+        snapshot(command, &name);
     }
 }
 
@@ -32,8 +38,20 @@ fn values_are_checked() {
         "fleetctl list-units --request-timeout=inf",
         "fleetctl list-units --strict-host-key-checking=maybe",
         "fleetctl list-units --format=yaml",
+        "fleetctl join-token create --ttl=0",
+        "fleetctl join-token create --ttl=24",
+        "fleetctl join-token create --ttl=-1h",
+        "fleetctl join-token create --ttl=1d",
+        "fleetctl join-token create --uses=0",
+        "fleetctl join-token create --uses=-1",
     ] {
         assert!(parse(line).is_err(), "{line}");
     }
     assert!(parse("fleetctl start --block-attempts=-1 -- a").is_ok());
+    match parse("fleetctl join-token create --ttl=1h30m --uses=2").map(|cli| cli.command) {
+        Ok(Command::JoinToken(JoinToken::Create(CreateJoinToken { ttl, uses }))) => {
+            assert_eq!((ttl.as_deref(), uses), (Some("1h30m"), Some(2)));
+        }
+        other => panic!("{other:?}"),
+    }
 }

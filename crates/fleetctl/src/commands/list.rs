@@ -1,7 +1,7 @@
 //! list-machines, list-units, list-unit-files (golden/03-list-machines.txt, 05-unit-text.txt,
 //! 08-list-units.txt).
-use crate::cli::{ListMachines, ListUnitFiles, ListUnits, Table};
-use crate::context::{Context, is_global, legend, print, print_json};
+use crate::cli::{ListMachines, ListUnitFiles, ListUnits};
+use crate::context::{Context, Machines, is_global, legend, print, print_json};
 use crate::table::layout;
 use crate::wait::reasons_in_words;
 use anyhow::Result;
@@ -9,14 +9,13 @@ use fleet_api::client::{StateFilter, file_of_options};
 use fleet_api::types::{Explanation, Machine, Unit, UnitState};
 use futures_util::{StreamExt, stream};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The tutorial's columns. (1.0 had `target` in place of `tmachine`.)
 const UNIT_FILE_FIELDS: &str = "unit,hash,dstate,state,tmachine";
 
 /// How many units are asked about at the same time.
 const AT_ONCE: usize = 16;
-
-type Machines = BTreeMap<String, Machine>;
 
 /// The columns that are asked for, if all of them exist. `Err` is the text to say.
 fn columns<'a>(fields: &'a str, known: &[&str]) -> Result<Vec<&'a str>, String> {
@@ -31,13 +30,17 @@ fn columns<'a>(fields: &'a str, known: &[&str]) -> Result<Vec<&'a str>, String> 
 }
 
 /// Prints rows under the names of the columns.
-fn print_table(columns: &[&str], rows: impl Iterator<Item = Vec<String>>, table: &Table) -> Result<()> {
+pub(super) fn print_table(
+    columns: &[&str],
+    rows: impl Iterator<Item = Vec<String>>,
+    no_legend: bool,
+) -> Result<()> {
     let legend = columns.iter().map(|column| column.to_uppercase()).collect();
-    let lines: Vec<Vec<String>> = (!table.no_legend).then_some(legend).into_iter().chain(rows).collect();
+    let lines: Vec<Vec<String>> = (!no_legend).then_some(legend).into_iter().chain(rows).collect();
     print(layout(&lines).as_bytes())
 }
 
-fn or_dash(text: &str) -> String {
+pub(super) fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
@@ -76,11 +79,11 @@ pub(crate) async fn machines(context: &Context, args: &ListMachines) -> Result<i
     let rows = machines.iter().map(|machine| {
         columns.iter().map(|column| machine_field(machine, column, args.table.full)).collect()
     });
-    print_table(&columns, rows, &args.table)?;
+    print_table(&columns, rows, args.table.no_legend)?;
     Ok(0)
 }
 
-fn machine_field(machine: &Machine, column: &str, full: bool) -> String {
+pub(super) fn machine_field(machine: &Machine, column: &str, full: bool) -> String {
     match column {
         "machine" => legend(&machine.id, "", full),
         "ip" => or_dash(&machine.primary_ip),
@@ -108,13 +111,12 @@ pub(crate) async fn units(context: &Context, args: &ListUnits) -> Result<i32> {
         print_json(&states)?;
         return Ok(0);
     }
-    let none = Machines::new();
     let needed = columns.contains(&"machine") && !states.is_empty();
-    let machines = if needed { context.machines().await } else { &none };
+    let machines = if needed { context.machines().await } else { Arc::default() };
     let rows = states.iter().map(|state| {
-        columns.iter().map(|column| state_field(state, column, machines, args.table.full)).collect()
+        columns.iter().map(|column| state_field(state, column, &machines, args.table.full)).collect()
     });
-    print_table(&columns, rows, &args.table)?;
+    print_table(&columns, rows, args.table.no_legend)?;
     Ok(0)
 }
 
@@ -150,16 +152,15 @@ pub(crate) async fn unit_files(context: &Context, args: &ListUnitFiles) -> Resul
         return Ok(0);
     }
     let placed = units.iter().any(|unit| !unit.machine_id.is_empty());
-    let none = Machines::new();
     let needed = placed && columns.iter().any(|column| matches!(*column, "target" | "tmachine"));
-    let machines = if needed { context.machines().await } else { &none };
+    let machines = if needed { context.machines().await } else { Arc::default() };
     let reasons = if columns.contains(&"reason") { reasons(context, &units).await } else { BTreeMap::new() };
     let rows = units.iter().map(|unit| {
         let reason = reasons.get(&unit.name).map(String::as_str).unwrap_or_default();
         let row = UnitRow::of(unit);
-        columns.iter().map(|column| row.field(column, machines, reason, args.table.full)).collect()
+        columns.iter().map(|column| row.field(column, &machines, reason, args.table.full)).collect()
     });
-    print_table(&columns, rows, &args.table)?;
+    print_table(&columns, rows, args.table.no_legend)?;
     Ok(0)
 }
 

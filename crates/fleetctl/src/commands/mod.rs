@@ -2,8 +2,10 @@
 pub(crate) mod bring;
 pub(crate) mod explain;
 pub(crate) mod forward;
+pub(crate) mod join_token;
 pub(crate) mod journal;
 pub(crate) mod list;
+pub(crate) mod machine;
 mod report;
 pub(crate) mod show;
 pub(crate) mod take;

@@ -1,6 +1,6 @@
 //! Commands that only show something: cat, status, version, completion, man pages.
 use crate::cli::Status;
-use crate::context::{Context, is_global, misused, print, print_json, words};
+use crate::context::{Context, is_global, misused, print, print_json, print_line, words};
 use anyhow::Result;
 use fleet_api::client::StateFilter;
 use serde_json::json;
@@ -73,7 +73,8 @@ pub(crate) async fn status(context: &Context, args: &Status) -> Result<i32> {
             eprintln!("Unit {name} does not exist.");
             return finish(context, 1);
         };
-        let machines = if is_global(&unit) {
+        let global = is_global(&unit);
+        let machines = if global {
             let filter = StateFilter { unit: Some(name.clone()), machine: None };
             match client.states(&filter).await {
                 Ok(states) => states.into_iter().map(|state| Some(state.machine_id)).collect(),
@@ -98,6 +99,10 @@ pub(crate) async fn status(context: &Context, args: &Status) -> Result<i32> {
                 Ok(status) => {
                     if shown > 0 {
                         print(b"\n")?;
+                    }
+                    // systemctl does not say which machine it speaks of.
+                    if let (true, Some(id)) = (global, status.machine_id.or(machine)) {
+                        print_line(&format!("On {}:", context.legend(&id).await))?;
                     }
                     print(&status.text)?;
                     code = if code == 0 { status.exit_code } else { code };

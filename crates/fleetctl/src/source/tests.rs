@@ -226,6 +226,10 @@ fn unknown_options_are_warned_of_and_kept() {
         "2> WARNING: Unit typo.service: unrecognized requirement in [X-Fleet] section: \"MachineMetaData\"\n\
          create typo.service a=b"
     );
+    // Quoted as the original does, which escapes in another way than Rust.
+    let text = "[Service]\nExecStart=/bin/true\n[X-Fleet]\nMachine\u{7}Ét\u{200b}=a\n";
+    let answer = World::default().file("typo.service", text).run(Verb::Submit, false, &["typo"]);
+    assert!(answer.contains(r#"section: "Machine\aÉt\u200b""#), "{answer}");
     let global = "[Service]\nExecStart=/bin/true\n[X-Fleet]\nGlobal=true\n";
     assert_eq!(
         World::default().file("g.service", global).run(Verb::Submit, false, &["g"]),
@@ -239,4 +243,8 @@ fn what_systemd_refuses_is_refused() {
     let text = "[Service]\nExecStart=relative/path\n";
     let answer = World::default().file("bad.service", text).run(Verb::Start, false, &["bad"]);
     assert!(answer.starts_with("! bad.service:2: "), "{answer}");
+    // Something missing is in no line.
+    let text = "[Service]\nType=simple\n";
+    let answer = World::default().file("bad.service", text).run(Verb::Start, false, &["bad"]);
+    assert!(answer.starts_with("! bad.service: Service has"), "{answer}");
 }

@@ -1,7 +1,7 @@
 //! What a waiting command makes of events: which units have come where they should, which never
 //! will, and what the others wait for. Pure: time comes in as an argument.
 use fleet_api::events::{Event, UnitEvent};
-use fleet_api::types::{Reason, UnitState};
+use fleet_api::types::{Explanation, Reason, UnitState};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -162,10 +162,10 @@ impl Tracker {
         let (goal, source) = (self.goal, self.source);
         let unit = self.units.get_mut(name).filter(|unit| !unit.done)?;
         unit.seen = true;
-        let problems = &event.explanation.problems;
+        let problems: Vec<Reason> = problems(&event.explanation).cloned().collect();
         let old =
             unit.old_problems.get_or_insert_with(|| if unit.fresh { Vec::new() } else { problems.clone() });
-        let stale = problems == old;
+        let stale = problems == *old;
         if !stale {
             // They have changed: whatever comes now is of now.
             old.clear();
@@ -276,8 +276,7 @@ pub(crate) fn judge(goal: Goal, source: Source, event: &UnitEvent, stale: bool) 
     let state = state.filter(|s| s.hash.is_empty() || event.hash.is_empty() || s.hash == event.hash);
     let at_goal = it.current_state == goal.desired();
     let problem = || {
-        let reason = it.problems.iter().find(|problem| problem.machine_id == it.machine_id);
-        let reason = reason.or(it.problems.first())?;
+        let reason = problems(it).next()?;
         Some(Verdict::Failed {
             why: reason.reason.clone(),
             machine_id: reason.machine_id.clone(),
@@ -306,14 +305,9 @@ pub(crate) fn judge(goal: Goal, source: Source, event: &UnitEvent, stale: bool) 
             }
         }
         Goal::Loaded => problem().or_else(|| state.and_then(unloadable)).or_else(reached),
-        Goal::Stopped if event.global => {
-            if event.states.iter().any(is_live) {
-                return None;
-            }
-            reached()
-        }
         Goal::Stopped => {
-            if !at_goal || state.is_some_and(is_live) {
+            // A machine that it was taken off may be at work on it still.
+            if (!at_goal && !event.global) || event.states.iter().any(is_live) {
                 return None;
             }
             reached()
@@ -325,6 +319,14 @@ pub(crate) fn judge(goal: Goal, source: Source, event: &UnitEvent, stale: bool) 
             reached()
         }
     }
+}
+
+/// The problems that count: a unit that has a machine cannot be held up by another one, which it
+/// was taken off.
+fn problems(it: &Explanation) -> impl Iterator<Item = &Reason> {
+    it.problems.iter().filter(|problem| {
+        it.machine_id.is_empty() || problem.machine_id.is_empty() || problem.machine_id == it.machine_id
+    })
 }
 
 /// The failure of a unit that systemd does not take.
@@ -346,7 +348,6 @@ fn is_live(state: &UnitState) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fleet_api::types::Explanation;
 
     /// An event from `desired current active/sub`, on machine m.
     fn event(desired: &str, current: &str, active: &str) -> UnitEvent {
@@ -483,6 +484,36 @@ mod tests {
             event("loaded", "loaded", "failed"),
         ];
         assert_eq!(verdicts(Goal::Stopped, false, &events), ["", "", "", "loaded@m"]);
+    }
+
+    /// What is left of a unit on a machine that it was taken off.
+    #[test]
+    fn another_machine_does_not_decide_a_start() {
+        let elsewhere = |mut event: UnitEvent, text: &str| {
+            event.explanation.problems.push(Reason { machine_id: "old".into(), reason: text.into() });
+            event
+        };
+        let events = [
+            elsewhere(event("launched", "loaded", "inactive"), "cannot be removed"),
+            elsewhere(event("launched", "launched", "active"), "cannot be removed"),
+        ];
+        assert_eq!(verdicts(Goal::Launched, true, &events), ["", "launched@m"]);
+        // Nor does it make an old problem a new one.
+        let old = with_problem(event("launched", "loaded", "inactive"), "left over");
+        let events = [old.clone(), elsewhere(old, "cannot be removed")];
+        assert_eq!(verdicts(Goal::Launched, false, &events), ["", ""]);
+    }
+
+    #[test]
+    fn a_stop_waits_for_every_machine() {
+        let mut moved = event("loaded", "loaded", "inactive");
+        let mut left = moved.states[0].clone();
+        left.machine_id = "old".into();
+        left.systemd_active_state = "deactivating".into();
+        moved.states.push(left);
+        let mut done = moved.clone();
+        done.states.pop();
+        assert_eq!(verdicts(Goal::Stopped, false, &[moved, done]), ["", "loaded@m"]);
     }
 
     #[test]

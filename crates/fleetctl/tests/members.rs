@@ -1,0 +1,254 @@
+//! Clusters of several machines: tokens, members, metadata, removal; units that are on all of them.
+#![allow(clippy::unwrap_used)]
+mod server;
+
+use serde_json::{Value, json};
+use server::Server;
+use std::sync::{Arc, Mutex};
+
+const FIRST: &str = "4a1e0c2fb7d94e6c8f3a51d2c07e9b11";
+const SECOND: &str = "4a1e77d0a3c84b55a8e19d6f20b4c722";
+const THIRD: &str = "c93b5f08e1ad47d2b6740e9f8a2d3c33";
+
+/// A cluster of a server and two members, the second of which is gone; with what it was asked to
+/// change.
+fn cluster() -> (Server, Arc<Mutex<Vec<String>>>) {
+    let changes: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = changes.clone();
+    let mut members = vec![
+        json!({"machineID": SECOND, "joined": 1_795_300_000, "connected": true}),
+        json!({"machineID": THIRD, "joined": 1_795_200_000, "connected": false}),
+    ];
+    let server = Server::new(move |method, path, body| {
+        if method != "GET" {
+            log.lock().unwrap().push(format!("{method} {path} {body}"));
+        }
+        let missing = |message: &str| (404, json!({"error": {"code": 404, "message": message}}));
+        match (method, path.split_once('/')) {
+            ("GET", None) if path == "machines" => {
+                let metadata = json!({"disk": "ssd", "region": "eu"});
+                let first = json!({"id": FIRST, "primaryIP": "172.30.7.11"});
+                let second = json!({"id": SECOND, "primaryIP": "172.30.7.12", "metadata": metadata});
+                (200, json!({"machines": [first, second]}))
+            }
+            ("GET", None) if path == "members" => (200, json!({"members": members})),
+            ("GET", None) if path == "join-tokens" => {
+                let old =
+                    json!({"id": "b2", "created": 1_795_200_000, "expires": 1_795_300_000, "usesLeft": 1});
+                let eternal = json!({"id": "a1", "created": 1_795_300_000, "expires": 253_402_207_200_i64});
+                (200, json!({"joinTokens": [eternal, old]}))
+            }
+            ("POST", None) if path == "join-tokens" => {
+                (201, json!({"id": "a1", "token": "fleet1-secret", "expires": 1_795_300_000, "usesLeft": 1}))
+            }
+            ("DELETE", Some(("join-tokens", "a1"))) => (204, Value::Null),
+            ("DELETE", Some(("join-tokens", _))) => missing("join token does not exist"),
+            ("DELETE", Some(("machines", id))) => {
+                let before = members.len();
+                members.retain(|member| member["machineID"] != id);
+                if members.len() < before { (204, Value::Null) } else { missing("machine is no member") }
+            }
+            ("PATCH", None) if path == "machines" => (204, Value::Null),
+            other => panic!("{other:?}"),
+        }
+    });
+    (server, changes)
+}
+
+fn taken(changes: &Mutex<Vec<String>>) -> Vec<String> {
+    std::mem::take(&mut *changes.lock().unwrap())
+}
+
+/// What was printed on stdout by a command that had nothing to complain of.
+#[track_caller]
+fn good(server: &Server, arguments: &[&str]) -> String {
+    let (out, err, code) = server.fleetctl(arguments);
+    assert_eq!((err.as_str(), code), ("", 0), "{arguments:?}");
+    out
+}
+
+#[test]
+fn join_tokens() {
+    let (server, changes) = cluster();
+    assert_eq!(good(&server, &["join-token", "create"]), "fleet1-secret\n");
+    assert_eq!(good(&server, &["join-token", "create", "--ttl", "1h30m", "--uses=2"]), "fleet1-secret\n");
+    assert_eq!(
+        taken(&changes),
+        ["POST join-tokens {}", r#"POST join-tokens {"ttl":"1h30m","uses":2}"#].map(str::to_owned)
+    );
+    let made: Value = serde_json::from_str(&good(&server, &["join-token", "create", "-o", "json"])).unwrap();
+    assert_eq!((&made["token"], &made["usesLeft"]), (&json!("fleet1-secret"), &json!(1)));
+    for wrong in [["--ttl", "24"], ["--ttl", "0s"], ["--uses", "0"], ["--uses", "many"]] {
+        let (out, _, code) = server.fleetctl(&[&["join-token", "create"], &wrong[..]].concat());
+        assert_eq!((out.as_str(), code), ("", 2), "{wrong:?}");
+    }
+    let list = good(&server, &["join-token", "list"]);
+    let lines: Vec<Vec<&str>> =
+        list.lines().map(|line| line.split('\t').filter(|cell| !cell.is_empty()).collect()).collect();
+    assert_eq!(lines[0], ["ID", "CREATED", "EXPIRES", "USES"]);
+    // The older one comes first; how far away the dates are depends on today.
+    assert_eq!(lines[1][..2], ["b2", "2026-11-20 18:40 UTC"]);
+    assert!(lines[1][2].starts_with("2026-11-21 22:26 UTC ("), "{list}");
+    assert_eq!(lines[1][3], "1 left");
+    assert!(lines[2][2].starts_with("9999-12-30 22:00 UTC (in "), "{list}");
+    assert_eq!(lines[2][3], "unlimited");
+    assert!(good(&server, &["join-token", "list", "--no-legend"]).starts_with("b2\t"));
+    let tokens: Value = serde_json::from_str(&good(&server, &["join-token", "list", "-o=json"])).unwrap();
+    assert_eq!(tokens[1], json!({"created": 1_795_300_000, "expires": 253_402_207_200_i64, "id": "a1"}));
+    taken(&changes);
+    assert_eq!(
+        server.fleetctl(&["join-token", "revoke", "b3", "a1"]),
+        ("Revoked join token a1\n".into(), "Join token b3 does not exist.\n".into(), 1)
+    );
+    assert_eq!(taken(&changes), ["DELETE join-tokens/b3 ", "DELETE join-tokens/a1 "].map(str::to_owned));
+    assert_eq!(
+        server.fleetctl(&["join-token", "revoke"]),
+        (String::new(), "No join tokens given\n".into(), 2)
+    );
+}
+
+#[test]
+fn machines_are_listed() {
+    let (server, _) = cluster();
+    assert_eq!(
+        good(&server, &["machine", "list"]),
+        "MACHINE\t\tIP\t\tMETADATA\t\tJOINED\t\t\tSTATE\n\
+         4a1e0c2f...\t172.30.7.11\t-\t\t\t-\t\t\tup\n\
+         4a1e77d0...\t172.30.7.12\tdisk=ssd,region=eu\t2026-11-21 22:26 UTC\tup\n\
+         c93b5f08...\t-\t\t-\t\t\t2026-11-20 18:40 UTC\tgone\n"
+    );
+    assert!(good(&server, &["machine", "list", "-l", "--no-legend"]).starts_with(&format!("{FIRST}\t")));
+    let machines: Value = serde_json::from_str(&good(&server, &["machine", "list", "-o", "json"])).unwrap();
+    assert_eq!(
+        machines[2],
+        json!({"connected": false, "joined": 1_795_200_000, "machineID": THIRD, "state": "gone"})
+    );
+}
+
+#[test]
+fn machines_are_removed() {
+    let (server, changes) = cluster();
+    let (out, err, code) = server.fleetctl(&["machine", "remove", "c9", "4a1e", "x"]);
+    assert_eq!((out.as_str(), code), ("", 1));
+    assert_eq!(
+        err,
+        format!(
+            "4a1e is the beginning of 2 machines: {FIRST}, {SECOND}\nMachine x does not exist.\nNo machine was removed.\n"
+        )
+    );
+    assert!(taken(&changes).is_empty());
+    let (out, err, code) = server.fleetctl(&["machine", "remove", "4a1e7", SECOND, "c9"]);
+    assert_eq!(
+        out,
+        "Removed machine 4a1e77d0.../172.30.7.12: its credentials are revoked\n\
+         Removed machine c93b5f08...: its credentials are revoked\n"
+    );
+    assert!(err.contains("units are placed elsewhere") && code == 0, "{err}");
+    assert_eq!(taken(&changes), [SECOND, THIRD].map(|id| format!("DELETE machines/{id} ")));
+    // Still there until its presence ends, but no member any more.
+    let (out, err, code) = server.fleetctl(&["machine", "remove", "4a1e7"]);
+    assert_eq!((out.as_str(), code), ("", 1));
+    assert!(err.starts_with("Machine 4a1e77d0.../172.30.7.12 has no credentials to revoke"), "{err}");
+    assert_eq!(server.fleetctl(&["machine", "remove"]).2, 2);
+}
+
+#[test]
+fn metadata_is_edited() {
+    let (server, changes) = cluster();
+    assert_eq!(
+        good(&server, &["machine", "metadata", "4a1e7", "disk=hdd", "region-"]),
+        "Metadata of machine 4a1e77d0.../172.30.7.12: set disk=hdd, removed region\n"
+    );
+    assert_eq!(
+        taken(&changes),
+        [format!(
+            r#"PATCH machines [{{"op":"add","path":"/{SECOND}/metadata/disk","value":{{"value":"hdd"}}}},{{"op":"remove","path":"/{SECOND}/metadata/region","value":null}}]"#
+        )]
+    );
+    let said = good(&server, &["-o", "json", "machine", "metadata", "4a1e7", "disk=hdd", "region-"]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said, json!([{"machineID": SECOND, "changes": {"disk": "hdd", "region": null}}]));
+    taken(&changes);
+    for (wrong, code) in [
+        (&["4a1e7", "disk"][..], 2),
+        (&["4a1e7", "disk="], 2),
+        (&["4a1e7", "disk=ssd", "a/b-"], 2),
+        (&["4a1e7"], 2),
+        (&[], 2),
+        (&["4a1e", "disk=ssd"], 1),
+        (&["x", "disk=ssd"], 1),
+    ] {
+        let (out, err, got) = server.fleetctl(&[&["machine", "metadata"], wrong].concat());
+        assert_eq!((out.as_str(), got), ("", code), "{wrong:?}: {err}");
+    }
+    assert!(taken(&changes).is_empty());
+}
+
+/// The original's server knows machines, but none of the rest.
+#[test]
+fn an_old_server_cannot() {
+    let server = Server::new(|method, path, _| match (method, path) {
+        ("GET", "machines") => (200, json!({"machines": [{"id": FIRST, "primaryIP": "172.30.7.11"}]})),
+        _ => (404, json!({"error": {"code": 404, "message": ""}})),
+    });
+    assert_eq!(good(&server, &["machine", "list", "--no-legend"]), "4a1e0c2f...\t172.30.7.11\t-\t-\tup\n");
+    for (arguments, text) in [
+        (&["join-token", "create"][..], "Error creating join token: this server knows no join tokens; "),
+        (&["join-token", "list"], "Error retrieving list of join tokens: this server knows no "),
+        (&["join-token", "revoke", "a"], "Error revoking join token a: this server knows no join tokens; "),
+        (&["machine", "remove", "4"], "Error removing machine 4a1e0c2f.../172.30.7.11: this server cannot"),
+    ] {
+        let (out, err, code) = server.fleetctl(arguments);
+        assert_eq!((out.as_str(), code), ("", 1));
+        assert!(err.starts_with(text), "{err}");
+    }
+}
+
+/// A machine that the server did not know at first may have come since.
+#[test]
+fn machines_may_come_meanwhile() {
+    let mut asked = 0;
+    let server = Server::new(move |_, path, _| match path.split('?').next().unwrap() {
+        "machines" => {
+            asked += 1;
+            let second = json!({"id": SECOND, "primaryIP": "172.30.7.12"});
+            let all = if asked == 1 { vec![] } else { vec![second] };
+            (200, json!({"machines": all}))
+        }
+        "units/a.service" => (200, json!({"name": "a.service", "currentState": "launched"})),
+        "units/a.service/explain" => {
+            let problems =
+                [FIRST, SECOND, FIRST].map(|id| json!({"machineID": id, "reason": format!("no {asked}")}));
+            (200, json!({"name": "a.service", "problems": problems}))
+        }
+        "state" => (200, json!({})),
+        other => panic!("{other}"),
+    });
+    let said = good(&server, &["explain", "a"]);
+    assert!(said.contains("problem on 4a1e77d0.../172.30.7.12: "), "{said}");
+    assert_eq!(said.matches("problem on 4a1e0c2f...: ").count(), 2, "{said}");
+}
+
+#[test]
+fn the_status_of_a_global_unit_names_the_machines() {
+    let server = Server::new(|_, path, _| match path {
+        "machines" => (200, json!({"machines": [{"id": FIRST, "primaryIP": "172.30.7.11"}]})),
+        "units/g.service" => {
+            let options = [
+                json!({"section": "Service", "name": "ExecStart", "value": "/bin/true"}),
+                json!({"section": "X-Fleet", "name": "Global", "value": "true"}),
+            ];
+            (200, json!({"name": "g.service", "options": options}))
+        }
+        "state?unitName=g.service" => {
+            let states = [FIRST, SECOND].map(|id| json!({"name": "g.service", "machineID": id}));
+            (200, json!({"states": states}))
+        }
+        _ if path.starts_with("units/g.service/status?machine=") => (200, json!("status")),
+        other => panic!("{other}"),
+    });
+    assert_eq!(
+        good(&server, &["status", "g"]),
+        "On 4a1e0c2f.../172.30.7.11:\n\"status\"\nOn 4a1e77d0...:\n\"status\""
+    );
+}
