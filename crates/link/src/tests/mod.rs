@@ -217,6 +217,7 @@ fn hello(id: &MachineId) -> Hello {
         public_ip: "10.0.0.1".to_owned(),
         metadata: [("region".to_owned(), "eu".to_owned())].into(),
         version: "2.0.0".to_owned(),
+        ..Machine::default()
     };
     Hello { id: id.clone(), machine }
 }

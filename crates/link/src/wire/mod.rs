@@ -361,7 +361,9 @@ fn decode_hello(hello: pb::Hello) -> Result<Up, WireError> {
     }
     line("hello.public_ip", &hello.public_ip, MAX_ADDRESS)?;
     line("hello.version", &hello.version, MAX_WORD)?;
-    let machine = Machine { public_ip: hello.public_ip, metadata: hello.metadata, version: hello.version };
+    // What operators say of a machine it does not say of itself.
+    let (public_ip, metadata, version) = (hello.public_ip, hello.metadata, hello.version);
+    let machine = Machine { public_ip, metadata, version, ..Machine::default() };
     Ok(Up::Hello { hello: Hello { id, machine }, oldest, newest })
 }
 

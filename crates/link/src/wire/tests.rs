@@ -47,7 +47,10 @@ fn part<T: std::fmt::Debug + 'static>(
 fn hello() -> impl Strategy<Value = Hello> {
     let text = "[^\\p{Cc}]{0,30}";
     (machine_id(), text, prop::collection::btree_map(text, text, 0..5), "[0-9a-z.-]{0,20}").prop_map(
-        |(id, public_ip, metadata, version)| Hello { id, machine: Machine { public_ip, metadata, version } },
+        |(id, public_ip, metadata, version)| {
+            let machine = Machine { public_ip, metadata, version, ..Machine::default() };
+            Hello { id, machine }
+        },
     )
 }
 
