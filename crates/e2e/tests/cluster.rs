@@ -200,3 +200,30 @@ fn who_may_not_join_is_told_why() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_machine_that_shuts_down_says_so() -> Result<()> {
+    // Nobody could wait for this TTL.
+    let fleet = Fleet::join_all("leave", 3, "agent_ttl=\"1h\"")?;
+    let units = names("u", 6);
+    for unit in &units {
+        fleet.file(unit, SLEEP)?;
+    }
+    fleet.ok(&format!("start {}", units.join(" ")))?;
+    let before = fleet.pids(1, "u")?;
+    // Only fleetd stops: units run on, and presence stays.
+    fleet.cluster.host(1).run(["systemctl", "stop", "fleetd.service", "fleetd.socket"])?.ok()?;
+    assert_eq!(fleet.ok("list-machines --no-legend")?.lines().count(), 3);
+    assert_eq!(fleet.pids(1, "u")?, before);
+    fleet.cluster.host(1).run(["systemctl", "start", "fleetd.service"])?.ok()?;
+    until("it is back", || {
+        Ok(fleet.cluster.host(1).run(["systemctl", "is-active", "fleetd.service"])?.success())
+    })?;
+    assert_eq!(fleet.pids(1, "u")?, before);
+    // The machine goes down: its units are placed elsewhere at once.
+    fleet.cluster.host(2).shutdown()?;
+    until("every unit runs again", || one_copy_each(&fleet, &units))?;
+    assert_eq!(fleet.ok("list-machines --no-legend")?.lines().count(), 2);
+    assert!(before.lines().all(|line| fleet.pids(1, "u").is_ok_and(|now| now.contains(line))));
+    Ok(())
+}

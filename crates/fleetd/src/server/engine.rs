@@ -2,13 +2,13 @@
 
 use super::Server;
 use fleet_cluster::engine::{Decision, Engine};
-use fleet_registry::records::{put_schedule, schedule_key, unit_key};
+use fleet_registry::records::{presence_key, put_schedule, schedule_key, unit_key};
 use fleet_registry::{Compare, Op, Store, StoreError, Txn};
 use std::time::Duration;
 use tracing::{debug, info, warn};
 
-/// Decisions in one transaction: each takes two conditions and one write of at most 128.
-const BATCH: usize = 40;
+/// Decisions in one transaction: each takes three conditions and one write of at most 128.
+const BATCH: usize = 32;
 
 /// Decisions made before the view is looked at again.
 const ROUND: usize = 4_000;
@@ -97,6 +97,10 @@ fn transaction(decisions: &[Decision]) -> Txn {
         txn.compares.push(Compare { key: unit_key(&decision.unit), revision: decision.unit_revision });
         txn.compares
             .push(Compare { key: schedule_key(&decision.unit), revision: decision.schedule_revision });
+        // A machine given up for lost must still be away: had it come back meanwhile, it might run what is placed elsewhere.
+        if let Some(absent) = &decision.absent {
+            txn.compares.push(Compare { key: presence_key(absent), revision: 0 });
+        }
         txn.ops.push(match &decision.machine {
             Some(machine) => put_schedule(&decision.unit, machine),
             None => Op::Delete { key: schedule_key(&decision.unit) },

@@ -155,7 +155,7 @@ impl<S: Store> Session<'_, S> {
                     }
                     None => return Ok(()),
                 },
-                Some(beat) = beats.recv() => self.beat(beat).await,
+                Some(beat) = beats.recv() => self.beat(beat, mailbox).await,
                 () = mailbox.wait() => {
                     if !self.tell(mailbox.take()).await {
                         return Ok(());
@@ -244,13 +244,12 @@ impl<S: Store> Session<'_, S> {
 
     /// A sign of life renews the machine's presence; its last one, when the machine shuts down, gives it up at once. The answer
     /// tells for how long the presence holds; without one it must not be counted on.
-    async fn beat(&mut self, beat: Beat) {
+    async fn beat(&mut self, beat: Beat, mailbox: &super::hub::Mailbox<BTreeSet<UnitName>>) {
         let id = self.hello.id.clone();
         if beat.leaving {
-            if let Some(lease) = self.lease.take()
-                && let Err(error) = self.server.store.revoke(lease).await
-            {
+            if let Err(error) = self.leave().await {
                 warn!(machine = %id, "giving up the presence of machine {id}: {error}; it runs out by itself");
+                return;
             }
             info!(machine = %id, "machine {id} leaves: it shuts down");
             let _ = beat.held.send(Duration::ZERO);
@@ -270,25 +269,39 @@ impl<S: Store> Session<'_, S> {
         };
         match renewed {
             Ok(()) => {
+                // First what changed, and was held back while the machine was not there: an agent that knows its presence renewed
+                // must know what was decided before. That it is gone shows elsewhere.
+                self.tell(mailbox.take()).await;
                 let _ = beat.held.send(self.server.config.agent_ttl);
-                // What was held back while the machine was not there. That the agent is gone shows elsewhere.
-                self.tell(BTreeSet::new()).await;
             }
             Err(error) => warn!(machine = %id, "renewing the presence of machine {id}: {error}"),
+        }
+    }
+
+    /// Gives the machine's presence up on purpose: first says so, then ends the lease.
+    async fn leave(&mut self) -> Result<(), StoreError> {
+        let Some(lease) = self.lease else { return Ok(()) };
+        let ops = vec![put_presence(&self.hello.id, &self.presence(true), lease)];
+        self.server.store.commit(Txn { compares: Vec::new(), ops }).await?;
+        self.server.store.revoke(lease).await?;
+        self.lease = None;
+        Ok(())
+    }
+
+    fn presence(&self, leaving: bool) -> PresenceRecord {
+        PresenceRecord {
+            format: 1,
+            public_ip: self.hello.machine.public_ip.clone(),
+            metadata: self.hello.machine.metadata.clone(),
+            version: self.hello.machine.version.clone(),
+            leaving,
         }
     }
 
     /// Begins a lease and writes the machine's presence under it.
     async fn begin(&mut self) -> Result<(), StoreError> {
         let lease = self.server.store.grant(self.server.config.agent_ttl).await?;
-        let record = PresenceRecord {
-            format: 1,
-            public_ip: self.hello.machine.public_ip.clone(),
-            metadata: self.hello.machine.metadata.clone(),
-            version: self.hello.machine.version.clone(),
-            leaving: false,
-        };
-        let ops = vec![put_presence(&self.hello.id, &record, lease)];
+        let ops = vec![put_presence(&self.hello.id, &self.presence(false), lease)];
         let revision = self.server.store.commit(Txn { compares: Vec::new(), ops }).await?;
         self.server.hub.reached(revision).await;
         self.lease = Some(lease);
