@@ -190,8 +190,11 @@ impl Daemon {
         listeners: Vec<listen::Listener>,
         sessions: mpsc::Sender<AgentEnd>,
     ) -> anyhow::Result<Ready> {
-        let server_config =
-            ServerConfig { agent_ttl: config.agent_ttl, disable_engine: config.disable_engine };
+        let server_config = ServerConfig {
+            machine: self.hello.id.clone(),
+            agent_ttl: config.agent_ttl,
+            disable_engine: config.disable_engine,
+        };
         let server = Server::new(store.clone(), server_config, self.cancel.clone());
         server.start(&mut self.tasks);
         self.tasks.spawn(own_session(server.clone(), self.hello.clone(), sessions, self.cancel.clone()));

@@ -3,75 +3,36 @@
 use super::{Answer, Api, empty, failure, json, read_body};
 use crate::config::duration;
 use crate::server::MembershipError;
+use fleet_api::types::{JoinToken, JoinTokenList, JoinTokenRequest, Member, MemberList, NewJoinToken};
 use fleet_cluster::model::MachineId;
 use fleet_link::token::{Terms, TokenRecord};
 use fleet_registry::{Store, StoreError};
 use hyper::{Request, StatusCode, body::Incoming};
-use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// How long a token is good unless its maker says otherwise, and at most.
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct CreateToken {
-    ttl: String,
-    uses: Option<u32>,
+/// Seconds since 1970 as the API has them.
+fn seconds(time: u64) -> i64 {
+    i64::try_from(time).unwrap_or(i64::MAX)
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct JoinToken {
-    created: u64,
-    expires: u64,
-    id: String,
-    /// Only in the answer to its creation.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    uses_left: Option<u32>,
-}
-
-impl JoinToken {
-    fn of(record: &TokenRecord, token: Option<String>) -> JoinToken {
-        JoinToken {
-            created: record.created,
-            expires: record.expires,
-            id: record.id.to_string(),
-            token,
-            uses_left: record.uses_left,
-        }
+fn listed(record: &TokenRecord) -> JoinToken {
+    JoinToken {
+        created: seconds(record.created),
+        expires: seconds(record.expires),
+        id: record.id.to_string(),
+        uses_left: record.uses_left,
     }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct JoinTokenList {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    join_tokens: Vec<JoinToken>,
-}
-
-#[derive(Serialize)]
-struct Member {
-    connected: bool,
-    joined: u64,
-    #[serde(rename = "machineID")]
-    machine_id: String,
-}
-
-#[derive(Serialize)]
-struct MemberList {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    members: Vec<Member>,
 }
 
 impl<S: Store> Api<S> {
     pub(super) async fn join_tokens(&self) -> Answer {
         match self.server.tokens().await {
             Ok(records) => {
-                let join_tokens = records.iter().map(|record| JoinToken::of(record, None)).collect();
+                let join_tokens = records.iter().map(listed).collect();
                 json(StatusCode::OK, &JoinTokenList { join_tokens })
             }
             Err(error) => membership_failure(&error),
@@ -83,8 +44,8 @@ impl<S: Store> Api<S> {
             Ok(bytes) => bytes,
             Err(answer) => return answer,
         };
-        let asked: CreateToken = match bytes.trim_ascii() {
-            [] => CreateToken::default(),
+        let asked: JoinTokenRequest = match bytes.trim_ascii() {
+            [] => JoinTokenRequest::default(),
             body => match serde_json::from_slice(body) {
                 Ok(asked) => asked,
                 Err(error) => {
@@ -92,9 +53,9 @@ impl<S: Store> Api<S> {
                 }
             },
         };
-        let ttl = match asked.ttl.as_str() {
-            "" => DEFAULT_TTL,
-            text => match duration::parse(text) {
+        let ttl = match asked.ttl.as_deref() {
+            None | Some("") => DEFAULT_TTL,
+            Some(text) => match duration::parse(text) {
                 Ok(ttl) if (Duration::from_secs(1)..=MAX_TTL).contains(&ttl) => ttl,
                 Ok(_) => return failure(StatusCode::BAD_REQUEST, "ttl must be from 1s to 366 days (8784h)"),
                 Err(error) => return failure(StatusCode::BAD_REQUEST, &format!("ttl: {error}")),
@@ -105,7 +66,13 @@ impl<S: Store> Api<S> {
         }
         match self.server.create_token(Terms { ttl, uses: asked.uses }).await {
             Ok((token, record)) => {
-                json(StatusCode::CREATED, &JoinToken::of(&record, Some(token.to_text().to_string())))
+                let made = NewJoinToken {
+                    expires: seconds(record.expires),
+                    id: record.id.to_string(),
+                    token: token.to_text().to_string(),
+                    uses_left: record.uses_left,
+                };
+                json(StatusCode::CREATED, &made)
             }
             Err(error) => membership_failure(&error),
         }
@@ -123,7 +90,7 @@ impl<S: Store> Api<S> {
             Ok(members) => {
                 let members = members.iter().map(|(id, record)| Member {
                     connected: self.server.is_connected(id),
-                    joined: record.joined,
+                    joined: seconds(record.joined),
                     machine_id: id.to_string(),
                 });
                 json(StatusCode::OK, &MemberList { members: members.collect() })

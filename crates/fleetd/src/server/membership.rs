@@ -214,7 +214,7 @@ impl<S: Store> Server<S> {
             if again {
                 return Ok(());
             }
-            if known.is_some() {
+            if known.is_some() || joining.machine == self.config.machine {
                 return Err(Refusal::OtherKey(joining.machine.clone()).into());
             }
             let joined = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());

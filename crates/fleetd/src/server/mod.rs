@@ -32,6 +32,8 @@ use tokio_util::sync::CancellationToken;
 /// What a server has to be told.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
+    /// The machine it runs on: nobody else may join with that ID.
+    pub machine: MachineId,
     /// How long a machine counts as present after its last sign of life.
     pub agent_ttl: Duration,
     /// Whether this server never places units (`disable_engine`).
