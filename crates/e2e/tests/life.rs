@@ -168,7 +168,8 @@ fn replacing_and_reloading() -> Result<()> {
 #[test]
 fn failures_say_why() -> Result<()> {
     let fleet = Fleet::up("failures")?;
-    fleet.file("noexe.service", "[Service]\nExecStart=/nonexistent/program\n")?;
+    // For Type=simple systemd's job is done before the program is executed, so its failure may come after the start.
+    fleet.file("noexe.service", "[Service]\nType=exec\nExecStart=/nonexistent/program\n")?;
     fleet.file(
         "pre.service",
         "[Service]\nExecStartPre=/bin/sh -c 'echo out of luck; exit 3'\nExecStart=/bin/sleep infinity\n",
