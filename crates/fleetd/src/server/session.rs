@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 /// Writes of a machine's states: so many at once, then one per interval. A flapping unit must not turn into a
 /// flood of commits, but what a user waits for should not wait.
 const BURST: u32 = 20;
-const REFILL: Duration = Duration::from_millis(200);
+const REFILL: Duration = Duration::from_millis(25);
 
 /// How long to wait before trying again to write to a store that can't be written.
 const RETRY: Duration = Duration::from_secs(1);
