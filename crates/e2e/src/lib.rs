@@ -2,8 +2,10 @@
 //! something to become true.
 
 mod http;
+mod running;
 
 pub use http::{Answer, Http};
+pub use running::{RECORDED, Run, Running};
 
 use anyhow::{Context, Result, bail};
 use fleet_testbed::{Cluster, Host, Options, Output, bin_dir};
