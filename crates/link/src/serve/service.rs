@@ -125,7 +125,6 @@ impl<M: Membership> Service<M> {
         let joining =
             Joining { token, secret, machine: machine.clone(), key: key.id(), peer: self.peer.address };
         self.asked(self.shared.membership.join(joining)).await?;
-        tracing::info!(machine = %machine, peer = %self.peer.address, "machine {machine} joined from {}", self.peer.address);
         self.sign(&key, &machine)
     }
 
