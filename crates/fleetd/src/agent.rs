@@ -4,18 +4,32 @@
 //! units that may need one, so that files are installed, states asked and reloads made once per batch, runs start and stop
 //! jobs side by side, and reports what changed. Before the first snapshot from a server it touches nothing, and when a session ends
 //! it goes on holding what it was last told.
+//!
+//! | module | does |
+//! |---|---|
+//! | `steps` | carries out steps: jobs, files, states, and what they run into |
+//! | `report` | tells the server what changed, and answers its questions |
+//! | `presence` | gives signs of life, and says goodbye |
+//! | `pulse` | tells the watchdog whether the agent gets on |
 
 use fleet_cluster::agent::{self as logic, Job, Observed, Step};
 use fleet_cluster::model::*;
-use fleet_link::{AgentEnd, Ask, Beat, Chunk, FromAgent, Request, ToAgent};
-use fleet_systemd::{Error, JobResult, Notice, Output, Systemd};
+use fleet_link::{AgentEnd, ToAgent};
+use fleet_systemd::{Error, JobResult, Notice, Systemd};
 use fleet_unit::{Hash, UnitFile, UnitName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::{sync::Arc, time::Duration};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{debug, error, info, warn};
+
+mod presence;
+mod pulse;
+mod report;
+mod steps;
+
+pub use pulse::Pulse;
 
 /// After a failure of the machine (full disk, systemd out of reach) the next attempt waits this long, doubled up
 /// to the second value.
@@ -23,9 +37,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 
 /// The safety net: all states are asked anew this often, in case a signal was lost.
 const FULL_PASS: Duration = Duration::from_secs(300);
-
-/// Questions answered at the same time; more wait in the session's queue.
-const QUESTIONS: usize = 64;
 
 /// While jobs of the last batch are under way, units to install gather for the next one, but no longer than this:
 /// after each change of the unit directories systemd reads them anew, which costs it as much as several starts.
@@ -36,9 +47,6 @@ const PROGRESS: Duration = Duration::from_millis(500);
 
 /// More immediate steps than this for one unit in one go mean that the machine does not do what it says.
 const MOST_ROUNDS: usize = 12;
-
-/// A batch that takes longer than this hangs: each call to systemd in it has a shorter deadline of its own.
-const STUCK: Duration = Duration::from_secs(600);
 
 /// How a job ended: its unit, its number, what it was, the hash of the file it was for.
 type JobEnd = (UnitName, u64, Job, Hash, Result<JobResult, Error>);
@@ -60,60 +68,6 @@ struct Slot {
     /// The last state systemd told, which may be older than what is known to be outdated.
     seen: Option<SystemdState>,
     reported: Option<UnitReport>,
-}
-
-/// How long an answer to a sign of life is waited for; and the pause before the next one when there was none.
-const BEAT_DEADLINE: Duration = Duration::from_secs(5);
-const BEAT_RETRY: Duration = Duration::from_millis(500);
-/// How long giving up the machine's presence may take when it shuts down.
-const LEAVE_DEADLINE: Duration = Duration::from_secs(2);
-
-/// Gives signs of life as long as the session lasts: three within the time for which presence holds. Its own task, so that a long
-/// batch does not look like death.
-async fn beat(beats: mpsc::Sender<Beat>) {
-    loop {
-        let (held, answer) = oneshot::channel();
-        if beats.send(Beat { leaving: false, held }).await.is_err() {
-            return;
-        }
-        let pause = match tokio::time::timeout(BEAT_DEADLINE, answer).await {
-            Ok(Ok(ttl)) => ttl / 3,
-            _ => BEAT_RETRY,
-        };
-        tokio::time::sleep(pause).await;
-    }
-}
-
-/// Says that this machine shuts down, so that its units are placed elsewhere at once.
-async fn leave(beats: &mpsc::Sender<Beat>) {
-    let (held, answer) = oneshot::channel();
-    let said = async { beats.send(Beat { leaving: true, held }).await.is_ok() && answer.await.is_ok() };
-    match tokio::time::timeout(LEAVE_DEADLINE, said).await {
-        Ok(true) => info!("the machine shuts down: gave up its presence"),
-        _ => warn!("the machine shuts down and no server answers: its presence runs out by itself"),
-    }
-}
-
-/// Whether the agent gets on, for the watchdog.
-#[derive(Debug, Default)]
-pub struct Pulse {
-    /// Since when it is busy with one batch.
-    busy: std::sync::Mutex<Option<Instant>>,
-}
-
-impl Pulse {
-    /// False when one batch takes longer than anything in it may take.
-    pub fn is_well(&self) -> bool {
-        self.get().is_none_or(|since| since.elapsed() < STUCK)
-    }
-
-    fn get(&self) -> Option<Instant> {
-        *self.busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn set(&self, busy: Option<Instant>) {
-        *self.busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = busy;
-    }
 }
 
 /// The agent of one machine.
@@ -218,7 +172,7 @@ impl<S: Systemd> Agent<S> {
                 },
                 end = sessions.recv(), if idle => match end {
                     Some(end) => {
-                        beating = Some(AbortOnDropHandle::new(tokio::spawn(beat(end.beats.clone()))));
+                        beating = Some(AbortOnDropHandle::new(tokio::spawn(presence::beat(end.beats.clone()))));
                         for slot in self.slots.values_mut() {
                             slot.reported = None;
                         }
@@ -258,7 +212,7 @@ impl<S: Systemd> Agent<S> {
         if let Some(end) = &session
             && self.systemd.is_shutting_down().await
         {
-            leave(&end.beats).await;
+            presence::leave(&end.beats).await;
         }
         self.questions.shutdown().await;
         self.jobs.shutdown().await;
@@ -415,292 +369,5 @@ impl<S: Systemd> Agent<S> {
         if !ask.is_empty() {
             self.ask(&ask).await;
         }
-    }
-
-    fn begin(&mut self, name: UnitName, job: Job, hash: Hash) {
-        self.job_count += 1;
-        let number = self.job_count;
-        if let Some(slot) = self.slots.get_mut(&name) {
-            slot.observed.job = Some(job);
-            slot.job = number;
-            slot.problem = None;
-        }
-        if let (Job::Start, Some((jobs, _))) = (job, &mut self.batch) {
-            jobs.insert(number);
-        }
-        let systemd = self.systemd.clone();
-        self.jobs.spawn(async move {
-            let result = match job {
-                Job::Start => systemd.start(&name).await,
-                Job::Stop => systemd.stop(&name).await,
-            };
-            (name, number, job, hash, result)
-        });
-    }
-
-    async fn job_done(&mut self, done: JobEnd) {
-        let (name, number, job, hash, result) = done;
-        if let Some((jobs, _)) = &mut self.batch
-            && jobs.remove(&number)
-            && jobs.is_empty()
-        {
-            self.end_batch();
-        }
-        let Some(slot) = self.slots.get_mut(&name) else { return };
-        if slot.job != number {
-            debug!(UNIT = %name, "an older {job:?} of {name} ended: {result:?}");
-            return;
-        }
-        slot.observed.job = None;
-        slot.observed.systemd = None;
-        self.dirty.insert(name.clone());
-        match (job, result) {
-            (_, Err(error)) => return self.fail(&name, error.to_string()),
-            (Job::Stop, Ok(JobResult::Failed(word))) => {
-                return self.fail(&name, format!("its stop job ended with result '{word}'"));
-            }
-            (Job::Start, Ok(JobResult::Done)) => info!(UNIT = %name, "started {name}"),
-            (Job::Stop, Ok(JobResult::Done)) => info!(UNIT = %name, "stopped {name}"),
-            (Job::Start, Ok(JobResult::Canceled)) => {
-                self.problem(&name, "its start was cancelled on the machine".to_owned());
-            }
-            (Job::Start, Ok(JobResult::Failed(word))) => {
-                self.problem(&name, format!("its start job ended with result '{word}'"));
-            }
-            // Somebody started it again meanwhile; the state says what to do.
-            (Job::Stop, Ok(JobResult::Canceled)) => {}
-        }
-        self.succeed(&name);
-        if job == Job::Start {
-            // Also after a failure: it was started as it was asked to be, and the outcome is reported, not repeated.
-            self.mark(name, Some(hash)).await;
-        }
-    }
-
-    async fn mark(&mut self, name: UnitName, hash: Option<Hash>) {
-        match self.systemd.mark_launched(&name, hash).await {
-            Ok(()) => {
-                if let Some(slot) = self.slots.get_mut(&name) {
-                    slot.observed.launched = hash;
-                    if hash.is_none() {
-                        // What its last start ran into is over with that start.
-                        slot.problem = None;
-                    }
-                }
-                self.dirty.insert(name);
-            }
-            Err(error) => self.fail(&name, error.to_string()),
-        }
-    }
-
-    async fn install(&mut self, units: Vec<(UnitName, UnitFile)>) {
-        let results = self.systemd.install(&units).await;
-        let mut changed = Vec::new();
-        for ((name, file), result) in units.into_iter().zip(results) {
-            let Some(slot) = self.slots.get_mut(&name) else { continue };
-            match result {
-                Ok(()) => {
-                    // A unit that systemd may have loaded from an older file has to be read again.
-                    if slot.observed.systemd.take().is_some() || slot.observed.text.is_some() {
-                        changed.push(name.clone());
-                    }
-                    slot.observed.text = Some(file.shared_text());
-                    self.succeed(&name);
-                    self.dirty.insert(name);
-                }
-                Err(error) => self.fail(&name, error.to_string()),
-            }
-        }
-        if !changed.is_empty() {
-            match self.systemd.reload_if_needed(&changed).await {
-                Ok(reloaded) => debug!(reloaded, "{} unit files changed", changed.len()),
-                Err(error) => {
-                    for name in changed {
-                        // Written again at the next attempt, so that the reload is not forgotten.
-                        if let Some(slot) = self.slots.get_mut(&name) {
-                            slot.observed.text = None;
-                        }
-                        self.fail(&name, error.to_string());
-                    }
-                }
-            }
-        }
-    }
-
-    async fn remove(&mut self, names: Vec<UnitName>) {
-        let results = self.systemd.remove(&names).await;
-        for (name, result) in names.into_iter().zip(results) {
-            match result {
-                Ok(()) => {
-                    info!(UNIT = %name, "removed {name}");
-                    if let Some(slot) = self.slots.get_mut(&name) {
-                        slot.observed.text = None;
-                        slot.problem = None;
-                    }
-                    self.succeed(&name);
-                    if self.slots.get(&name).is_some_and(|slot| slot.observed.launched.is_some()) {
-                        self.mark(name, None).await;
-                    } else {
-                        self.dirty.insert(name);
-                    }
-                }
-                Err(error) => self.fail(&name, error.to_string()),
-            }
-        }
-    }
-
-    async fn ask(&mut self, names: &[UnitName]) {
-        match self.systemd.states(names).await {
-            Ok(states) => {
-                for (name, state) in states {
-                    if let Some(slot) = self.slots.get_mut(&name) {
-                        slot.observed.systemd =
-                            Some(SystemdState { load: state.load, active: state.active, sub: state.sub });
-                        slot.seen = slot.observed.systemd.clone();
-                        self.dirty.insert(name.clone());
-                        self.succeed(&name);
-                    }
-                }
-            }
-            Err(error) => {
-                for name in names {
-                    self.fail(name, error.to_string());
-                }
-            }
-        }
-    }
-
-    /// Asks for all states that are not known.
-    async fn ask_all(&mut self) {
-        let now = Instant::now();
-        let unknown: Vec<_> = self
-            .slots
-            .iter()
-            .filter(|(_, slot)| slot.observed.systemd.is_none() && slot.hold.is_none_or(|until| until <= now))
-            .map(|(name, _)| name.clone())
-            .collect();
-        if !unknown.is_empty() {
-            self.ask(&unknown).await;
-        }
-    }
-
-    /// Something the unit's own start ran into: reported, not tried again.
-    fn problem(&mut self, name: &UnitName, problem: String) {
-        warn!(UNIT = %name, "{name}: {problem}");
-        if let Some(slot) = self.slots.get_mut(name) {
-            slot.problem = Some(problem);
-            self.touched.insert(name.clone());
-        }
-    }
-
-    /// Something was done: the machine is well again as far as this unit goes.
-    fn succeed(&mut self, name: &UnitName) {
-        if let Some(slot) = self.slots.get_mut(name) {
-            slot.trouble = None;
-            slot.pause = Duration::ZERO;
-            self.touched.insert(name.clone());
-        }
-    }
-
-    /// Something the machine ran into: reported, and tried again later.
-    fn fail(&mut self, name: &UnitName, trouble: String) {
-        if let Some(slot) = self.slots.get_mut(name) {
-            slot.pause = (slot.pause * 2).clamp(RETRY.0, RETRY.1);
-            slot.hold = Some(Instant::now() + slot.pause);
-            if slot.trouble.as_ref() != Some(&trouble) {
-                warn!(UNIT = %name, "{name}: {trouble}; trying again");
-            }
-            slot.trouble = Some(trouble);
-            self.touched.insert(name.clone());
-            self.held.insert(name.clone());
-        }
-    }
-
-    /// What is to be reported of a unit now.
-    fn current_report(&self, name: &UnitName) -> Option<UnitReport> {
-        let slot = self.slots.get(name)?;
-        let wanted = self.wanted.as_ref().and_then(|wanted| wanted.get(name));
-        let problem = slot.trouble.as_deref().or(slot.problem.as_deref());
-        if slot.trouble.is_some() && slot.observed.systemd.is_none() {
-            // The trouble may be that systemd can't be asked: it is told with the last state there was.
-            let last = Observed { systemd: slot.seen.clone(), ..slot.observed.clone() };
-            return logic::report(wanted, &last, problem);
-        }
-        logic::report(wanted, &slot.observed, problem)
-    }
-
-    /// Reports what changed since the last report.
-    async fn report(&mut self, session: &Option<AgentEnd>) {
-        let Some(end) = session else { return };
-        let mut changes = BTreeMap::new();
-        for name in std::mem::take(&mut self.touched) {
-            let asked = self.slots.get(&name).is_some_and(|slot| slot.observed.systemd.is_none());
-            let report = self.current_report(&name);
-            let Some(slot) = self.slots.get_mut(&name) else { continue };
-            // A state that is being asked for is no news; what was reported last stands until the answer is here.
-            if asked && report.is_none() && slot.observed.text.is_some() {
-                continue;
-            }
-            if report != slot.reported {
-                slot.reported = report.clone();
-                changes.insert(name.clone(), report);
-            }
-        }
-        for name in changes.iter().filter(|(_, report)| report.is_none()).map(|(name, _)| name.clone()) {
-            self.dirty.insert(name);
-        }
-        if !changes.is_empty() && end.send.send(FromAgent::Changes(changes)).await.is_err() {
-            debug!("the server is gone; reporting again in the next session");
-        }
-    }
-
-    /// Reports everything, at the beginning of a session.
-    async fn report_all(&mut self, end: &AgentEnd) {
-        let mut all = BTreeMap::new();
-        let names: Vec<_> = self.slots.keys().cloned().collect();
-        for name in names {
-            let report = self.current_report(&name);
-            if let Some(slot) = self.slots.get_mut(&name) {
-                slot.reported = report.clone();
-            }
-            all.extend(report.map(|report| (name, report)));
-        }
-        if end.send.send(FromAgent::Snapshot(all)).await.is_err() {
-            debug!("the server is gone; reporting again in the next session");
-        }
-    }
-
-    /// Answers a question in a task of its own.
-    fn answer(&mut self, request: Request) {
-        while self.questions.try_join_next().is_some() {}
-        if self.questions.len() >= QUESTIONS {
-            let refusal =
-                Chunk::Failed("too many requests for this machine at the same time; try again".to_owned());
-            let _ = request.answer.try_send(refusal);
-            return;
-        }
-        let mut output = match &request.ask {
-            Ask::Status(unit) => self.systemd.status(unit),
-            Ask::Journal { unit, lines, follow, output } => {
-                self.systemd.journal(unit, *lines, *follow, output)
-            }
-        };
-        self.questions.spawn(async move {
-            loop {
-                let piece = tokio::select! {
-                    () = request.answer.closed() => return,
-                    piece = output.recv() => piece,
-                };
-                let (chunk, last) = match piece {
-                    Some(Output::Out(bytes)) => (Chunk::Out(bytes), false),
-                    Some(Output::Err(bytes)) => (Chunk::Err(bytes), false),
-                    Some(Output::Exit(code)) => (Chunk::Exit(code), true),
-                    None => (Chunk::Failed("the command could not be run".to_owned()), true),
-                };
-                if request.answer.send(chunk).await.is_err() || last {
-                    return;
-                }
-            }
-        });
     }
 }

@@ -1,0 +1,204 @@
+//! Carrying out steps: jobs, marks, files, states, and what they run into.
+
+use super::*;
+
+impl<S: Systemd> Agent<S> {
+    pub(super) fn begin(&mut self, name: UnitName, job: Job, hash: Hash) {
+        self.job_count += 1;
+        let number = self.job_count;
+        if let Some(slot) = self.slots.get_mut(&name) {
+            slot.observed.job = Some(job);
+            slot.job = number;
+            slot.problem = None;
+        }
+        if let (Job::Start, Some((jobs, _))) = (job, &mut self.batch) {
+            jobs.insert(number);
+        }
+        let systemd = self.systemd.clone();
+        self.jobs.spawn(async move {
+            let result = match job {
+                Job::Start => systemd.start(&name).await,
+                Job::Stop => systemd.stop(&name).await,
+            };
+            (name, number, job, hash, result)
+        });
+    }
+
+    pub(super) async fn job_done(&mut self, done: JobEnd) {
+        let (name, number, job, hash, result) = done;
+        if let Some((jobs, _)) = &mut self.batch
+            && jobs.remove(&number)
+            && jobs.is_empty()
+        {
+            self.end_batch();
+        }
+        let Some(slot) = self.slots.get_mut(&name) else { return };
+        if slot.job != number {
+            debug!(UNIT = %name, "an older {job:?} of {name} ended: {result:?}");
+            return;
+        }
+        slot.observed.job = None;
+        slot.observed.systemd = None;
+        self.dirty.insert(name.clone());
+        match (job, result) {
+            (_, Err(error)) => return self.fail(&name, error.to_string()),
+            (Job::Stop, Ok(JobResult::Failed(word))) => {
+                return self.fail(&name, format!("its stop job ended with result '{word}'"));
+            }
+            (Job::Start, Ok(JobResult::Done)) => info!(UNIT = %name, "started {name}"),
+            (Job::Stop, Ok(JobResult::Done)) => info!(UNIT = %name, "stopped {name}"),
+            (Job::Start, Ok(JobResult::Canceled)) => {
+                self.problem(&name, "its start was cancelled on the machine".to_owned());
+            }
+            (Job::Start, Ok(JobResult::Failed(word))) => {
+                self.problem(&name, format!("its start job ended with result '{word}'"));
+            }
+            // Somebody started it again meanwhile; the state says what to do.
+            (Job::Stop, Ok(JobResult::Canceled)) => {}
+        }
+        self.succeed(&name);
+        if job == Job::Start {
+            // Also after a failure: it was started as it was asked to be, and the outcome is reported, not repeated.
+            self.mark(name, Some(hash)).await;
+        }
+    }
+
+    pub(super) async fn mark(&mut self, name: UnitName, hash: Option<Hash>) {
+        match self.systemd.mark_launched(&name, hash).await {
+            Ok(()) => {
+                if let Some(slot) = self.slots.get_mut(&name) {
+                    slot.observed.launched = hash;
+                    if hash.is_none() {
+                        // What its last start ran into is over with that start.
+                        slot.problem = None;
+                    }
+                }
+                self.dirty.insert(name);
+            }
+            Err(error) => self.fail(&name, error.to_string()),
+        }
+    }
+
+    pub(super) async fn install(&mut self, units: Vec<(UnitName, UnitFile)>) {
+        let results = self.systemd.install(&units).await;
+        let mut changed = Vec::new();
+        for ((name, file), result) in units.into_iter().zip(results) {
+            let Some(slot) = self.slots.get_mut(&name) else { continue };
+            match result {
+                Ok(()) => {
+                    // A unit that systemd may have loaded from an older file has to be read again.
+                    if slot.observed.systemd.take().is_some() || slot.observed.text.is_some() {
+                        changed.push(name.clone());
+                    }
+                    slot.observed.text = Some(file.shared_text());
+                    self.succeed(&name);
+                    self.dirty.insert(name);
+                }
+                Err(error) => self.fail(&name, error.to_string()),
+            }
+        }
+        if !changed.is_empty() {
+            match self.systemd.reload_if_needed(&changed).await {
+                Ok(reloaded) => debug!(reloaded, "{} unit files changed", changed.len()),
+                Err(error) => {
+                    for name in changed {
+                        // Written again at the next attempt, so that the reload is not forgotten.
+                        if let Some(slot) = self.slots.get_mut(&name) {
+                            slot.observed.text = None;
+                        }
+                        self.fail(&name, error.to_string());
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) async fn remove(&mut self, names: Vec<UnitName>) {
+        let results = self.systemd.remove(&names).await;
+        for (name, result) in names.into_iter().zip(results) {
+            match result {
+                Ok(()) => {
+                    info!(UNIT = %name, "removed {name}");
+                    if let Some(slot) = self.slots.get_mut(&name) {
+                        slot.observed.text = None;
+                        slot.problem = None;
+                    }
+                    self.succeed(&name);
+                    if self.slots.get(&name).is_some_and(|slot| slot.observed.launched.is_some()) {
+                        self.mark(name, None).await;
+                    } else {
+                        self.dirty.insert(name);
+                    }
+                }
+                Err(error) => self.fail(&name, error.to_string()),
+            }
+        }
+    }
+
+    pub(super) async fn ask(&mut self, names: &[UnitName]) {
+        match self.systemd.states(names).await {
+            Ok(states) => {
+                for (name, state) in states {
+                    if let Some(slot) = self.slots.get_mut(&name) {
+                        slot.observed.systemd =
+                            Some(SystemdState { load: state.load, active: state.active, sub: state.sub });
+                        slot.seen = slot.observed.systemd.clone();
+                        self.dirty.insert(name.clone());
+                        self.succeed(&name);
+                    }
+                }
+            }
+            Err(error) => {
+                for name in names {
+                    self.fail(name, error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Asks for all states that are not known.
+    pub(super) async fn ask_all(&mut self) {
+        let now = Instant::now();
+        let unknown: Vec<_> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.observed.systemd.is_none() && slot.hold.is_none_or(|until| until <= now))
+            .map(|(name, _)| name.clone())
+            .collect();
+        if !unknown.is_empty() {
+            self.ask(&unknown).await;
+        }
+    }
+
+    /// Something the unit's own start ran into: reported, not tried again.
+    pub(super) fn problem(&mut self, name: &UnitName, problem: String) {
+        warn!(UNIT = %name, "{name}: {problem}");
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.problem = Some(problem);
+            self.touched.insert(name.clone());
+        }
+    }
+
+    /// Something was done: the machine is well again as far as this unit goes.
+    pub(super) fn succeed(&mut self, name: &UnitName) {
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.trouble = None;
+            slot.pause = Duration::ZERO;
+            self.touched.insert(name.clone());
+        }
+    }
+
+    /// Something the machine ran into: reported, and tried again later.
+    pub(super) fn fail(&mut self, name: &UnitName, trouble: String) {
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.pause = (slot.pause * 2).clamp(RETRY.0, RETRY.1);
+            slot.hold = Some(Instant::now() + slot.pause);
+            if slot.trouble.as_ref() != Some(&trouble) {
+                warn!(UNIT = %name, "{name}: {trouble}; trying again");
+            }
+            slot.trouble = Some(trouble);
+            self.touched.insert(name.clone());
+            self.held.insert(name.clone());
+        }
+    }
+}
