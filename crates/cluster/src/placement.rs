@@ -224,14 +224,15 @@ pub(crate) fn suits_along(
     if !stays && !machine.takes_new_units() {
         return Err(if machine.draining { Misfit::Draining } else { Misfit::Cordoned });
     }
+    // First, since "not placed" of each would send the reader round that circle.
+    if let Some(target) = in_circle(view, name, unit).filter(|_| !stays) {
+        return Err(Misfit::Circle { target: target.to_owned() });
+    }
     for target in &requirements.machine_of {
         let target = target.as_str();
         if !site.held.contains(target) && !site.globals.contains(target) && !along.contains(target) {
             return Err(target_misfit(places, target));
         }
-    }
-    if let Some(target) = in_circle(view, name, unit).filter(|_| !stays) {
-        return Err(Misfit::Circle { target: target.to_owned() });
     }
     let clash = |other: &UnitName, theirs_only: bool| {
         let own = if theirs_only { None } else { conflict(unit, other) };

@@ -361,7 +361,11 @@ fn units_that_follow_each_other_are_not_placed_and_end() {
     cluster.start("d.service", "MachineOf=d.service");
     assert_eq!(cluster.settle(), []);
     let Some(Unplaced::NoFit(why)) = explain(&cluster.view, &name("a.service")) else { panic!() };
-    assert_eq!(why[0].1, Misfit::TargetUnplaced { target: name("b.service") });
+    assert_eq!(
+        why[0].1,
+        Misfit::Circle { target: "b.service".to_owned() },
+        "and not that b.service is not placed"
+    );
 }
 
 #[test]
