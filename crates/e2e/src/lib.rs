@@ -124,17 +124,23 @@ pub fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> 
 impl Fleet {
     /// Boots hosts and makes them one cluster, with these lines in every fleet.conf.
     pub fn join_all(name: &str, hosts: usize, conf: &str) -> Result<Fleet> {
+        Fleet::join_first(name, hosts, &vec![conf; hosts])
+    }
+
+    /// Boots hosts and makes the first of them one cluster, with these lines in the fleet.conf of each. fleet is only installed on the
+    /// others.
+    pub fn join_first(name: &str, hosts: usize, conf: &[&str]) -> Result<Fleet> {
         let cluster = Cluster::up(Options::for_test(name, hosts).fleet(bin_dir()?))?;
         let fleet = Fleet { cluster };
-        fleet.host().write("/etc/fleet/fleet.conf", format!("listen=\"*\"\n{conf}\n"))?;
+        fleet.host().write("/etc/fleet/fleet.conf", format!("listen=\"*\"\n{}\n", conf[0]))?;
         fleet.host().start_fleet()?;
         let token = fleet.token("{}")?;
-        for host in &fleet.cluster.hosts()[1..] {
+        for (host, conf) in fleet.cluster.hosts().iter().zip(conf).skip(1) {
             fleet.join(host, &token, conf)?;
             host.start_fleet()?;
         }
         until("all machines are there", || {
-            Ok(fleet.ok("list-machines --no-legend")?.lines().count() == hosts)
+            Ok(fleet.ok("list-machines --no-legend")?.lines().count() == conf.len())
         })?;
         Ok(fleet)
     }
