@@ -109,8 +109,25 @@ pub enum Chunk {
 pub struct Beat {
     /// The machine gives up its presence: its units may be placed elsewhere at once.
     pub leaving: bool,
+    /// The answer.
+    pub held: oneshot::Sender<Held>,
+}
+
+/// The answer to a sign of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
     /// For how long presence is held now; zero once it is given up.
-    pub held: oneshot::Sender<Duration>,
+    pub ttl: Duration,
+    /// Whether all that the server has said before is in the agent's queue by now. A server answers only after it
+    /// has told what was decided before; on the agent's side an answer may overtake that while the agent does not take it.
+    pub told: bool,
+}
+
+impl Held {
+    /// As a server answers.
+    pub fn during(ttl: Duration) -> Self {
+        Held { ttl, told: true }
+    }
 }
 
 /// The server's end of a session. It ends when `receive` or all of `send` are dropped.

@@ -20,7 +20,7 @@ pub(super) async fn beat(beats: mpsc::Sender<Beat>) {
             return;
         }
         let pause = match tokio::time::timeout(BEAT_DEADLINE, answer).await {
-            Ok(Ok(ttl)) => ttl / 3,
+            Ok(Ok(held)) => held.ttl / 3,
             _ => BEAT_RETRY,
         };
         tokio::time::sleep(pause).await;

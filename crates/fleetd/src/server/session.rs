@@ -2,7 +2,7 @@
 
 use super::{Server, hub::lock};
 use fleet_cluster::model::*;
-use fleet_link::{Ask, Beat, Chunk, FromAgent, Hello, Request, ServerEnd, ToAgent};
+use fleet_link::{Ask, Beat, Chunk, FromAgent, Held, Hello, Request, ServerEnd, ToAgent};
 use fleet_registry::records::{PresenceRecord, put_presence, put_states};
 use fleet_registry::{LeaseId, Store, StoreError, Txn};
 use fleet_unit::UnitName;
@@ -252,7 +252,7 @@ impl<S: Store> Session<'_, S> {
                 return;
             }
             info!(machine = %id, "machine {id} leaves: it shuts down");
-            let _ = beat.held.send(Duration::ZERO);
+            let _ = beat.held.send(Held::during(Duration::ZERO));
             return;
         }
         let renewed = match self.lease {
@@ -272,7 +272,7 @@ impl<S: Store> Session<'_, S> {
                 // First what changed, and was held back while the machine was not there: an agent that knows its presence renewed
                 // must know what was decided before. That it is gone shows elsewhere.
                 self.tell(mailbox.take()).await;
-                let _ = beat.held.send(self.server.config.agent_ttl);
+                let _ = beat.held.send(Held::during(self.server.config.agent_ttl));
             }
             Err(error) => warn!(machine = %id, "renewing the presence of machine {id}: {error}"),
         }

@@ -8,11 +8,11 @@ use crate::wire::generated as pb;
 use crate::wire::{
     Down, MAX_UNITS, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_UP, Up, WireError, pieces, report_size,
 };
-use crate::{Beat, Chunk, FromAgent, Hello, Request, ToAgent};
+use crate::{Beat, Chunk, FromAgent, Held, Hello, Request, ToAgent};
 use fleet_cluster::model::{UnitReport, Wanted};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
@@ -58,7 +58,7 @@ pub(crate) struct Pump {
     /// Answers under way.
     answers: HashMap<u64, Answer>,
     answerers: JoinSet<()>,
-    beats: BTreeMap<u64, oneshot::Sender<Duration>>,
+    beats: BTreeMap<u64, oneshot::Sender<Held>>,
     beaten: u64,
     pieces: mpsc::Sender<(u64, Option<Chunk>)>,
     pieces_out: Option<mpsc::Receiver<(u64, Option<Chunk>)>>,
@@ -219,7 +219,7 @@ impl Pump {
             }
             Down::Held { number, ttl } => {
                 if let Some(held) = self.beats.remove(&number) {
-                    let _ = held.send(ttl);
+                    let _ = held.send(Held { ttl, told: self.units.is_empty() });
                 }
                 // Answers come in order: older beats get none any more.
                 self.beats = self.beats.split_off(&number);

@@ -6,7 +6,7 @@ use super::service::LivePlace;
 use crate::pending::{Assembler, Parts, Pending, Update};
 use crate::wire::generated as pb;
 use crate::wire::{Down, MAX_UNITS, PART_DOWN, Up, WireError, wanted_size};
-use crate::{Beat, Chunk, FromAgent, Request, ToAgent};
+use crate::{Beat, Chunk, FromAgent, Held, Request, ToAgent};
 use fleet_cluster::model::{MachineId, UnitReport, Wanted};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::collections::{HashMap, VecDeque};
@@ -30,7 +30,7 @@ const CREDIT: u32 = 16;
 const MOST_BEATS: usize = 16;
 
 /// The answer to a beat, with its number; `None`: there will be none.
-type HeldFuture = Pin<Box<dyn Future<Output = Option<(u64, Duration)>> + Send>>;
+type HeldFuture = Pin<Box<dyn Future<Output = Option<(u64, Held)>> + Send>>;
 
 /// Why a session ended.
 #[derive(Debug)]
@@ -79,6 +79,8 @@ pub(super) struct State {
     forwarders: JoinSet<()>,
     beat: mpsc::Sender<Beat>,
     held: FuturesUnordered<HeldFuture>,
+    /// Answers to beats that go behind updates of units, with how many of these have to be sent before.
+    behind: VecDeque<(usize, Down)>,
     probes: Vec<(u64, oneshot::Sender<()>)>,
     probed: u64,
     events: mpsc::Sender<Event>,
@@ -185,7 +187,11 @@ impl<M: Membership> Pump<M> {
                 },
                 Some(event) = events.recv() => state.event(event),
                 Some(held) = state.held.next(), if !state.held.is_empty() => {
-                    state.control.extend(held.map(|(number, ttl)| Down::Held { number, ttl }));
+                    // What the daemon said before it answered is in its queue, if not here already.
+                    while let Ok(command) = from_daemon.try_recv() {
+                        state.command(command);
+                    }
+                    state.held(held);
                 },
                 Some(probe) = place.probes.recv() => state.probe(probe),
                 () = sleep_until(limit), if sending => return End::Stalled,
@@ -208,6 +214,7 @@ impl State {
             forwarders: JoinSet::new(),
             beat,
             held: FuturesUnordered::new(),
+            behind: VecDeque::new(),
             probes: Vec::new(),
             probed: 0,
             events,
@@ -229,6 +236,12 @@ impl State {
         let (part, last) = self.parts.as_mut()?.next(PART_DOWN, wanted_size);
         if last {
             self.parts = None;
+            for (updates, _) in &mut self.behind {
+                *updates -= 1;
+            }
+            while self.behind.front().is_some_and(|(updates, _)| *updates == 0) {
+                self.control.extend(self.behind.pop_front().map(|(_, answer)| answer));
+            }
         }
         Some(Down::Units(part))
     }
@@ -239,6 +252,9 @@ impl State {
             ToAgent::Snapshot(units) => {
                 // The rest of an older one would be told for nothing.
                 self.parts = None;
+                for (updates, _) in &mut self.behind {
+                    *updates = 1;
+                }
                 self.units.push(Update::Snapshot(units));
             }
             ToAgent::Changes(changes) => self.units.push(Update::Changes(changes)),
@@ -315,7 +331,17 @@ impl State {
             debug!("a beat is not answered: those before it were not yet");
             return;
         }
-        self.held.push(Box::pin(async move { answer.await.ok().map(|ttl| (number, ttl)) }));
+        self.held.push(Box::pin(async move { answer.await.ok().map(|held| (number, held)) }));
+    }
+
+    /// Answers a beat: behind what the agent was to be told before.
+    fn held(&mut self, held: Option<(u64, Held)>) {
+        let Some((number, Held { ttl, .. })) = held else { return };
+        let answer = Down::Held { number, ttl };
+        match usize::from(self.parts.is_some()) + usize::from(!self.units.is_empty()) {
+            0 => self.control.push_back(answer),
+            updates => self.behind.push_back((updates, answer)),
+        }
     }
 
     fn piece(&mut self, number: u64, piece: Option<Chunk>) -> Result<(), String> {

@@ -78,8 +78,9 @@ async fn beats_are_answered_by_the_server() {
             agent.send(Beat { leaving, held }).await.unwrap();
             let beat = within("a beat", server.beats.recv()).await.unwrap();
             assert_eq!(beat.leaving, leaving);
-            let _ = beat.held.send(Duration::from_millis(30_001));
-            assert_eq!(within("the answer", answer).await, Ok(Duration::from_millis(30_001)));
+            let held = Held::during(Duration::from_millis(30_001));
+            let _ = beat.held.send(held);
+            assert_eq!(within("the answer", answer).await, Ok(held));
         }
     }
     // A beat the server could not commit is not answered by it, nor is the one after it held up.
@@ -89,9 +90,46 @@ async fn beats_are_answered_by_the_server() {
     let (held, answer) = oneshot::channel();
     agent.end().beats.send(Beat { leaving: false, held }).await.unwrap();
     let beat = within("a beat", remote.beats.recv()).await.unwrap();
-    let _ = beat.held.send(Duration::ZERO);
-    assert_eq!(within("the answer", answer).await, Ok(Duration::ZERO));
+    let _ = beat.held.send(Held::during(Duration::ZERO));
+    assert_eq!(within("the answer", answer).await, Ok(Held::during(Duration::ZERO)));
     assert_eq!(unanswered.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+}
+
+/// An agent that knows its presence renewed has to know what was decided before.
+#[tokio::test]
+async fn a_beat_is_answered_behind_what_was_told_before() {
+    let mut rig = Rig::new().await;
+    let (mut server, mut agent) = rig.session(1).await;
+    for round in 0..200 {
+        let (held, mut answer) = oneshot::channel();
+        agent.end().beats.send(Beat { leaving: false, held }).await.unwrap();
+        let beat = within("a beat", server.beats.recv()).await.unwrap();
+        // Of several messages each, so that an answer has time to overtake them.
+        let text = format!("[Service]\n{}", "# text\n".repeat(100_000));
+        let file = UnitFile::parse(&text).unwrap();
+        let of = |number: usize| {
+            (unit(&format!("u{number}.service")), Wanted { file: file.clone(), state: DesiredState::Loaded })
+        };
+        match round % 50 {
+            0 => {
+                let units: BTreeMap<_, _> = (0..4).map(of).collect();
+                server.tell(ToAgent::Snapshot(units)).await;
+            }
+            _ => {
+                let last = (unit("last.service"), Some(wanted(&format!("/bin/{round}"))));
+                server.tell(ToAgent::Changes([last].into())).await;
+            }
+        }
+        let _ = beat.held.send(Held::during(Duration::from_secs(1)));
+        let told = within("the answer", &mut answer).await.unwrap().told;
+        let receive = &mut agent.end().receive;
+        if told {
+            // It is in the queue already.
+            receive.try_recv().unwrap();
+        } else {
+            within("a message", receive.recv()).await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]
