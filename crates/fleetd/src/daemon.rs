@@ -194,6 +194,8 @@ impl Daemon {
             machine: self.hello.id.clone(),
             agent_ttl: config.agent_ttl,
             disable_engine: config.disable_engine,
+            shared_registry: false,
+            address: None,
         };
         let server = Server::new(store.clone(), server_config, self.cancel.clone());
         server.start(&mut self.tasks);

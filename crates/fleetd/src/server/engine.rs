@@ -1,14 +1,18 @@
-//! Runs the engine: what changed goes in, decisions come out and are committed with the revisions they were made from.
+//! Runs the engine: what changed goes in, decisions come out and are committed with the revisions they were made from, and
+//! with the term of the leader who made them.
 
 use super::Server;
-use fleet_cluster::engine::{Decision, Engine};
+use super::peers::LEADER;
+use fleet_cluster::engine::{Decision, Engine, Policy};
+use fleet_cluster::model::Revision;
 use fleet_registry::records::{presence_key, put_schedule, schedule_key, unit_key};
+use fleet_registry::store::MAX_OPS;
 use fleet_registry::{Compare, Op, Store, StoreError, Txn};
 use std::time::Duration;
 use tracing::{debug, info, warn};
 
-/// Decisions in one transaction: each takes three conditions and one write of at most 128.
-const BATCH: usize = 32;
+/// Decisions in one transaction: each takes three conditions, and the term one more, of at most [`MAX_OPS`].
+const BATCH: usize = (MAX_OPS - 1) / 3;
 
 /// Decisions made before the view is looked at again.
 const ROUND: usize = 4_000;
@@ -16,9 +20,44 @@ const ROUND: usize = 4_000;
 /// How long to wait before trying to write to a store that can't be written.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// By what right an engine decides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mandate {
+    /// The revision of the leader's record, by which everything it writes is guarded; `None` where there is one server only.
+    pub(super) term: Option<Revision>,
+    /// How long machines have to show that they are there.
+    pub(super) grace: Duration,
+}
+
+/// Why an engine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The server stops.
+    Cancelled,
+    /// Its term is over.
+    Deposed,
+}
+
+/// Why decisions were not carried out.
+enum Failed {
+    Deposed,
+    Store(StoreError),
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict(conflict) if conflict.key == LEADER => Failed::Deposed,
+            other => Failed::Store(other),
+        }
+    }
+}
+
 impl<S: Store> Server<S> {
-    pub(super) async fn run_engine(&self) -> anyhow::Result<()> {
-        let mut engine = Engine::new(self.now(), self.config.agent_ttl);
+    /// Decides until cancelled, or until the term is over.
+    pub(super) async fn run_engine(&self, mandate: Mandate) -> anyhow::Result<Ended> {
+        let mut engine =
+            Engine::with_policy(self.now(), mandate.grace, Policy::for_ttl(self.config.agent_ttl));
         let mailbox = self.hub.engine_mailbox();
         loop {
             let wake = async {
@@ -28,7 +67,7 @@ impl<S: Store> Server<S> {
                 }
             };
             tokio::select! {
-                () = self.cancel.cancelled() => return Ok(()),
+                () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
                 () = mailbox.wait() => {}
                 () = wake => {}
             }
@@ -39,13 +78,15 @@ impl<S: Store> Server<S> {
                     break;
                 }
                 let carried_out = tokio::select! {
-                    () = self.cancel.cancelled() => return Ok(()),
-                    carried_out = self.carry_out(&decisions) => carried_out,
+                    () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
+                    carried_out = self.carry_out(&decisions, mandate.term) => carried_out,
                 };
-                if let Err(error) = carried_out {
+                if let Err(failed) = carried_out {
+                    let Failed::Store(error) = failed else { return Ok(Ended::Deposed) };
+                    self.peers.had_trouble();
                     warn!("writing the schedule: {error}; deciding again in {} ms", RETRY.as_millis());
                     tokio::select! {
-                        () = self.cancel.cancelled() => return Ok(()),
+                        () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
                         () = tokio::time::sleep(RETRY) => {}
                     }
                     engine.note(&again(&decisions));
@@ -56,24 +97,25 @@ impl<S: Store> Server<S> {
 
     /// Commits decisions and waits until the view has them. A decision whose ground has changed meanwhile is
     /// dropped: that change asks for a new one.
-    async fn carry_out(&self, decisions: &[Decision]) -> Result<(), StoreError> {
+    async fn carry_out(&self, decisions: &[Decision], term: Option<Revision>) -> Result<(), Failed> {
         let mut newest = 0;
         for batch in decisions.chunks(BATCH) {
-            match self.store.commit(transaction(batch)).await {
+            match self.store.commit(transaction(batch, term)).await.map_err(Failed::from) {
                 Ok(revision) => newest = revision,
-                Err(StoreError::Conflict(_)) => {
+                Err(Failed::Store(StoreError::Conflict(_))) => {
                     for decision in batch {
-                        match self.store.commit(transaction(std::slice::from_ref(decision))).await {
+                        let alone = transaction(std::slice::from_ref(decision), term);
+                        match self.store.commit(alone).await.map_err(Failed::from) {
                             Ok(revision) => newest = revision,
-                            Err(StoreError::Conflict(conflict)) => {
+                            Err(Failed::Store(StoreError::Conflict(conflict))) => {
                                 debug!(unit = %decision.unit, "decision dropped: {conflict}");
                                 continue;
                             }
-                            Err(error) => return Err(error),
+                            Err(failed) => return Err(failed),
                         }
                     }
                 }
-                Err(error) => return Err(error),
+                Err(failed) => return Err(failed),
             }
             for decision in batch {
                 match &decision.machine {
@@ -91,8 +133,10 @@ impl<S: Store> Server<S> {
     }
 }
 
-fn transaction(decisions: &[Decision]) -> Txn {
+fn transaction(decisions: &[Decision], term: Option<Revision>) -> Txn {
     let mut txn = Txn::default();
+    // First, so that a leader whose term is over learns that, whatever else changed.
+    txn.compares.extend(term.map(|term| Compare { key: LEADER.to_owned(), revision: term }));
     for decision in decisions {
         txn.compares.push(Compare { key: unit_key(&decision.unit), revision: decision.unit_revision });
         txn.compares

@@ -22,6 +22,7 @@ impl<S: Store> Server<S> {
                 StoreError::Damaged(_) => return Err(ended).context("the registry can't be read"),
                 StoreError::Compacted { .. } => warn!("{ended}; listing the registry anew"),
                 other => {
+                    self.peers.had_trouble();
                     warn!("following the registry: {other}; trying again in {} ms", pause.as_millis());
                     tokio::select! {
                         () = self.cancel.cancelled() => return Ok(()),
@@ -41,6 +42,7 @@ impl<S: Store> Server<S> {
         };
         let (changes, broken) = reader.snapshot(&snapshot);
         broken.iter().for_each(report);
+        self.peers.reset(&snapshot);
         self.hub.reset(changes, snapshot.revision);
         let mut watch = match self.store.watch("", snapshot.revision).await {
             Ok(watch) => watch,
@@ -54,6 +56,7 @@ impl<S: Store> Server<S> {
             };
             let mut changes = Vec::with_capacity(batch.events.len());
             for event in &batch.events {
+                self.peers.note(event);
                 match reader.event(event) {
                     Ok(change) => changes.extend(change),
                     Err(broken) => report(&broken),

@@ -13,19 +13,23 @@
 mod engine;
 mod follow;
 pub(crate) mod hub;
+mod leader;
 mod membership;
+mod peers;
 mod session;
 mod write;
 
 pub use hub::{EventCursor, Hub};
 pub use membership::{MemberRecord, MembershipError};
+pub use peers::ServerRecord;
 pub use session::AskError;
 pub use write::{MetadataEdit, Put, WriteError};
 
 use fleet_cluster::model::{MachineId, Time};
 use fleet_link::ServerEnd;
 use fleet_registry::Store;
-use std::{collections::HashMap, sync::Arc, sync::Mutex, time::Duration};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{collections::HashMap, sync::Arc, sync::Mutex};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +42,10 @@ pub struct ServerConfig {
     pub agent_ttl: Duration,
     /// Whether this server never places units (`disable_engine`).
     pub disable_engine: bool,
+    /// Whether other servers work on the same registry, so that a leader has to be elected.
+    pub shared_registry: bool,
+    /// Where other servers and agents reach this one, `HOST:PORT`; none when it listens on no port.
+    pub address: Option<String>,
 }
 
 /// A server. Clones share it.
@@ -45,6 +53,7 @@ pub struct Server<S: Store> {
     store: S,
     config: ServerConfig,
     hub: Arc<Hub>,
+    peers: Arc<peers::Peers>,
     sessions: Arc<Mutex<HashMap<MachineId, session::Handle>>>,
     started: Instant,
     cancel: CancellationToken,
@@ -56,6 +65,7 @@ impl<S: Store> Clone for Server<S> {
             store: self.store.clone(),
             config: self.config.clone(),
             hub: self.hub.clone(),
+            peers: self.peers.clone(),
             sessions: self.sessions.clone(),
             started: self.started,
             cancel: self.cancel.clone(),
@@ -70,6 +80,7 @@ impl<S: Store> Server<S> {
             store,
             config,
             hub: Arc::new(Hub::new()),
+            peers: Arc::default(),
             sessions: Arc::default(),
             started: Instant::now(),
             cancel,
@@ -88,7 +99,13 @@ impl<S: Store> Server<S> {
         tasks.spawn(async move { server.follow().await });
         if !self.config.disable_engine {
             let server = self.clone();
-            tasks.spawn(async move { server.run_engine().await });
+            tasks.spawn(async move { server.lead().await });
+        }
+        if self.config.shared_registry {
+            let server = self.clone();
+            let record =
+                ServerRecord::new(self.config.address.clone(), env!("CARGO_PKG_VERSION"), now_seconds());
+            tasks.spawn(async move { server.announce(record).await });
         }
     }
 
@@ -101,4 +118,9 @@ impl<S: Store> Server<S> {
     fn now(&self) -> Time {
         self.started.elapsed()
     }
+}
+
+/// The time of day, seconds since 1970.
+fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -1,0 +1,96 @@
+//! Several servers of one process on one registry.
+
+use crate::server::peers::{LEADER, Leader};
+use crate::server::{Server, ServerConfig};
+use fleet_cluster::model::{DesiredState, MachineId};
+use fleet_registry::{Compare, EmbeddedStore, Op, Store, StoreError, Txn};
+use fleet_unit::{UnitFile, UnitName};
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+type Tasks = JoinSet<anyhow::Result<()>>;
+
+/// A server on the registry that the others are on, too.
+fn server(
+    store: &EmbeddedStore,
+    number: u8,
+    tasks: &mut Tasks,
+) -> (Server<EmbeddedStore>, CancellationToken) {
+    let config = ServerConfig {
+        machine: MachineId::parse(&format!("{number:032x}")).unwrap(),
+        agent_ttl: Duration::from_secs(1),
+        disable_engine: false,
+        shared_registry: true,
+        address: Some(format!("10.0.0.{number}:4919")),
+    };
+    let cancel = CancellationToken::new();
+    let server = Server::new(store.clone(), config, cancel.clone());
+    server.start(tasks);
+    (server, cancel)
+}
+
+/// Who leads, as a server sees it, once it is another term than `not`.
+async fn leader(server: &Server<EmbeddedStore>, not: Option<&Leader>) -> Leader {
+    let mut leader = server.peers.leader();
+    let found = leader.wait_for(|leader| leader.is_some() && leader.as_ref() != not).await.unwrap();
+    found.clone().unwrap()
+}
+
+#[tokio::test]
+async fn one_server_leads_and_another_follows_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(directory.path()).unwrap();
+    let mut tasks = Tasks::new();
+    let servers: Vec<_> = (1..=3).map(|number| server(&store, number, &mut tasks)).collect();
+    let first = leader(&servers[0].0, None).await;
+    for (server, _) in &servers {
+        assert_eq!(leader(server, None).await, first, "all see the same leader");
+    }
+    let leads = |leader: &Leader| servers.iter().position(|(s, _)| s.config.machine == leader.record.server);
+    let at = leads(&first).unwrap();
+    servers[at].1.cancel();
+    let other = &servers[(at + 1) % 3].0;
+    let second = leader(other, Some(&first)).await;
+    assert_ne!(leads(&second), Some(at));
+    assert!(second.term > first.term);
+    // All servers that are left know of each other.
+    assert_eq!(other.peers.servers().len(), 2);
+    for (_, cancel) in servers {
+        cancel.cancel();
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_was_replaced_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(directory.path()).unwrap();
+    let mut tasks = Tasks::new();
+    let (first, cancel) = server(&store, 1, &mut tasks);
+    let term = leader(&first, None).await.term;
+    // Somebody else takes over behind its back.
+    let revision = store.commit(Txn::of(Op::put(LEADER, "{}"))).await.unwrap();
+    assert!(revision > term);
+    let guarded = Txn {
+        compares: vec![Compare { key: LEADER.to_owned(), revision: term }],
+        ops: vec![Op::put("schedule/x.service", "{}")],
+    };
+    assert!(matches!(store.commit(guarded).await, Err(StoreError::Conflict(_))));
+    // What it is asked to decide from now on stays undecided.
+    let name = UnitName::parse("a.service").unwrap();
+    let file = UnitFile::parse("[Service]\nExecStart=/bin/true\n").unwrap();
+    first.put_unit(&name, Some(file), Some(DesiredState::Launched)).await.unwrap();
+    // Its engine ends; when the key is free it is elected anew, and decides.
+    store.commit(Txn::of(Op::delete(LEADER))).await.unwrap();
+    let again = leader(&first, None).await;
+    assert!(again.term > revision);
+    cancel.cancel();
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    store.close().await;
+}
