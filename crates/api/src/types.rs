@@ -190,6 +190,31 @@ pub struct MemberList {
     pub members: Vec<Member>,
 }
 
+/// A server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Server {
+    /// Where other servers and agents reach it; empty when it listens on no port.
+    pub address: String,
+    /// Whether its engine decides.
+    pub leader: bool,
+    /// The machine it runs on.
+    #[serde(rename = "machineID")]
+    pub machine_id: String,
+    /// Since when it runs, seconds since 1970.
+    pub started: i64,
+    /// Its version.
+    pub version: String,
+}
+
+/// All servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct ServerList {
+    pub servers: Vec<Server>,
+}
+
 /// A page of units.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

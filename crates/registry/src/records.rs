@@ -90,6 +90,9 @@ pub struct PresenceRecord {
     pub public_ip: String,
     pub metadata: BTreeMap<String, String>,
     pub version: String,
+    /// The server that has its session, by the ID of that one's machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<MachineId>,
     /// It is about to give its presence up on purpose; see the module.
     #[serde(default, skip_serializing_if = "is_not_set")]
     pub leaving: bool,
@@ -377,7 +380,7 @@ mod tests {
     fn presence(metadata: &[(&str, &str)]) -> PresenceRecord {
         let metadata = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
         let (public_ip, version) = ("10.0.0.1".into(), "2.0.0".into());
-        PresenceRecord { format: FORMAT, public_ip, metadata, version, leaving: false }
+        PresenceRecord { format: FORMAT, public_ip, metadata, version, server: None, leaving: false }
     }
     fn edits(edits: &[(&str, Option<&str>)]) -> MachineRecord {
         let metadata = edits.iter().map(|(k, v)| (k.to_string(), v.map(str::to_owned))).collect();

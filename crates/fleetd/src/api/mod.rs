@@ -4,6 +4,7 @@
 //! - `decode`: bodies, with the original's words for what is wrong with them; pure
 //! - `resources`: units, states, machines
 //! - `members`: join tokens, and the machines that joined
+//! - `servers`: the servers of the cluster
 //! - `live`: status, journal and events: answers that come from machines or go on
 //!
 //! Bounds: connections, header time, body size and time; every answer but the live ones has a deadline.
@@ -14,6 +15,7 @@ mod members;
 mod page;
 mod resources;
 mod route;
+mod servers;
 
 use crate::server::Server;
 use bytes::Bytes;
@@ -34,6 +36,16 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(15);
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// How long an answer may take that is not live.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a client that asks for a certain revision waits for it.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// The header with the revision an answer stands for.
+const REVISION: &str = "fleet-revision";
+/// The header by which a client asks for an answer of this revision at least.
+const MIN_REVISION: &str = "fleet-min-revision";
+/// The header with the seconds for which the server has not reached its registry: what it answers may be old.
+const STALE: &str = "fleet-stale";
+
 /// Connections at the same time; more wait to be accepted.
 pub const MAX_CONNECTIONS: usize = 1024;
 
@@ -114,15 +126,40 @@ impl<S: Store> Api<S> {
 
     async fn answer(&self, request: Request<Incoming>) -> Answer {
         debug!("HTTP {} {}", request.method(), request.uri());
-        let mut answer =
-            match tokio::time::timeout(ANSWER_DEADLINE + BODY_DEADLINE, self.dispatch(request)).await {
-                Ok(answer) => answer,
-                Err(_) => failure(StatusCode::GATEWAY_TIMEOUT, "no answer within a minute"),
-            };
+        let mut answer = match self.caught_up(request.headers()).await {
+            Err(behind) => behind,
+            Ok(()) => {
+                match tokio::time::timeout(ANSWER_DEADLINE + BODY_DEADLINE, self.dispatch(request)).await {
+                    Ok(answer) => answer,
+                    Err(_) => failure(StatusCode::GATEWAY_TIMEOUT, "no answer within a minute"),
+                }
+            }
+        };
         let headers = answer.headers_mut();
         let revision = *self.server.hub().applied().borrow();
-        headers.insert("fleet-revision", header::HeaderValue::from(revision));
+        headers.insert(REVISION, header::HeaderValue::from(revision));
+        if let Some(stale) = self.server.stale_for() {
+            headers.insert(STALE, header::HeaderValue::from(stale.as_secs()));
+        }
         answer
+    }
+
+    /// Waits until this server knows what the client knows already, from another one.
+    async fn caught_up(&self, headers: &header::HeaderMap) -> Result<(), Answer> {
+        let Some(asked) = headers.get(MIN_REVISION) else { return Ok(()) };
+        let Some(asked) = asked.to_str().ok().and_then(|text| text.parse().ok()) else {
+            return Err(failure(StatusCode::BAD_REQUEST, &format!("{MIN_REVISION} must be a revision")));
+        };
+        match tokio::time::timeout(CATCH_UP, self.server.hub().reached(asked)).await {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                let applied = *self.server.hub().applied().borrow();
+                Err(failure(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    &format!("this server is behind: it knows revision {applied}, not yet {asked}"),
+                ))
+            }
+        }
     }
 }
 

@@ -56,6 +56,7 @@ impl<S: Store> Api<S> {
             Route::CreateJoinToken => self.create_join_token(request).await,
             Route::RevokeJoinToken(id) => self.revoke_join_token(&id).await,
             Route::Members => self.members().await,
+            Route::Servers => self.servers(),
             Route::RemoveMachine(id) => self.remove_machine(&id).await,
             Route::Events => self.events(&query, request.headers()),
         }

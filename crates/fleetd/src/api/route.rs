@@ -25,6 +25,7 @@ pub(crate) enum Route {
     RevokeJoinToken(String),
     Members,
     RemoveMachine(String),
+    Servers,
     /// An error, with its message.
     Refused(StatusCode, &'static str),
 }
@@ -102,6 +103,7 @@ fn resource(method: &Method, path: &str) -> Route {
             Route::RevokeJoinToken(id.to_owned())
         }
         ["members"] => get(Route::Members),
+        ["servers"] => get(Route::Servers),
         ["machines", id] if !id.is_empty() && *method == Method::DELETE => {
             Route::RemoveMachine(id.to_owned())
         }

@@ -40,6 +40,13 @@ impl<S: Store> Server<S> {
             Ok(snapshot) => snapshot,
             Err(error) => return error,
         };
+        let applied = *self.hub.applied().borrow();
+        if snapshot.revision < applied {
+            return StoreError::Unavailable(format!(
+                "it answers from revision {}, and this server knows {applied} already",
+                snapshot.revision
+            ));
+        }
         let (changes, broken) = reader.snapshot(&snapshot);
         broken.iter().for_each(report);
         self.peers.reset(&snapshot);
@@ -57,6 +64,7 @@ impl<S: Store> Server<S> {
             let mut changes = Vec::with_capacity(batch.events.len());
             for event in &batch.events {
                 self.peers.note(event);
+                self.note_removal(event);
                 match reader.event(event) {
                     Ok(change) => changes.extend(change),
                     Err(broken) => report(&broken),

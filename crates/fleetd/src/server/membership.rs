@@ -16,7 +16,7 @@ use fleet_link::ca::{Authority, CaError, KeyId};
 use fleet_link::serve::{Joining, Member, Membership, Refusal};
 use fleet_link::token::{Terms, Token, TokenError, TokenId, TokenRecord};
 use fleet_registry::records::machine_key;
-use fleet_registry::{Compare, Entry, Op, Store, StoreError, Txn};
+use fleet_registry::{Compare, Entry, Event, Op, Store, StoreError, Txn};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tracing::{info, warn};
@@ -186,10 +186,15 @@ impl<S: Store> Server<S> {
             Err(error) => return Err(error.into()),
         }
         info!(machine = %id, "removed machine {id} from the cluster");
+        Ok(())
+    }
+
+    /// Ends the session of a machine that was removed, through whichever server.
+    pub(super) fn note_removal(&self, event: &Event) {
+        let (Some(id), None) = (event.key.strip_prefix(MEMBERS), &event.entry) else { return };
         if let Some(handle) = lock(&self.sessions).get(id) {
             handle.end.cancel();
         }
-        Ok(())
     }
 
     /// Whether a machine has a session with this server.

@@ -15,6 +15,7 @@ mod follow;
 pub(crate) mod hub;
 mod leader;
 mod membership;
+mod pace;
 mod peers;
 mod session;
 mod write;
@@ -54,6 +55,8 @@ pub struct Server<S: Store> {
     config: ServerConfig,
     hub: Arc<Hub>,
     peers: Arc<peers::Peers>,
+    /// What it says of itself to other servers.
+    record: ServerRecord,
     sessions: Arc<Mutex<HashMap<MachineId, session::Handle>>>,
     started: Instant,
     cancel: CancellationToken,
@@ -66,6 +69,7 @@ impl<S: Store> Clone for Server<S> {
             config: self.config.clone(),
             hub: self.hub.clone(),
             peers: self.peers.clone(),
+            record: self.record.clone(),
             sessions: self.sessions.clone(),
             started: self.started,
             cancel: self.cancel.clone(),
@@ -76,9 +80,11 @@ impl<S: Store> Clone for Server<S> {
 impl<S: Store> Server<S> {
     /// A server on a store; nothing runs yet.
     pub fn new(store: S, config: ServerConfig, cancel: CancellationToken) -> Self {
+        let record = ServerRecord::new(config.address.clone(), env!("CARGO_PKG_VERSION"), now_seconds());
         Server {
             store,
             config,
+            record,
             hub: Arc::new(Hub::new()),
             peers: Arc::default(),
             sessions: Arc::default(),
@@ -92,6 +98,21 @@ impl<S: Store> Server<S> {
         &self.hub
     }
 
+    /// The servers that are there, by the ID of their machines, and whether they lead. One that has its registry for itself always leads.
+    pub fn servers(&self) -> Vec<(MachineId, ServerRecord, bool)> {
+        if !self.config.shared_registry {
+            return vec![(self.config.machine.clone(), self.record.clone(), true)];
+        }
+        let leader = self.peers.leader().borrow().as_ref().map(|leader| leader.record.server.clone());
+        let servers = self.peers.servers().into_iter();
+        servers.map(|(id, record)| (id.clone(), record, leader.as_ref() == Some(&id))).collect()
+    }
+
+    /// For how long the registry has not been reached, if that is long enough to matter to who reads from the view.
+    pub fn stale_for(&self) -> Option<Duration> {
+        self.peers.stale_for()
+    }
+
     /// Starts the server's tasks in `tasks`; they end when the server's token is cancelled. A task that ends with an
     /// error before that means that the server can't go on.
     pub fn start(&self, tasks: &mut JoinSet<anyhow::Result<()>>) {
@@ -103,9 +124,7 @@ impl<S: Store> Server<S> {
         }
         if self.config.shared_registry {
             let server = self.clone();
-            let record =
-                ServerRecord::new(self.config.address.clone(), env!("CARGO_PKG_VERSION"), now_seconds());
-            tasks.spawn(async move { server.announce(record).await });
+            tasks.spawn(async move { server.announce().await });
         }
     }
 

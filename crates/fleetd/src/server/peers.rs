@@ -203,9 +203,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl<S: Store> Server<S> {
     /// Keeps this server's record until cancelled.
-    pub(super) async fn announce(&self, record: ServerRecord) -> anyhow::Result<()> {
+    pub(super) async fn announce(&self) -> anyhow::Result<()> {
         let key = format!("{SERVERS}{}", self.config.machine);
-        let value = serde_json::to_vec(&record).context("encoding the record of this server")?;
+        let value = serde_json::to_vec(&self.record).context("encoding the record of this server")?;
         let mut lease = None;
         let mut told = false;
         loop {

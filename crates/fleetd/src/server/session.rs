@@ -1,10 +1,10 @@
 //! One agent's session: keeps its presence, tells it what its machine has to hold, and writes what it reports.
 
-use super::{Server, hub::lock};
+use super::{Server, hub::lock, pace::Pace};
 use fleet_cluster::model::*;
 use fleet_link::{Ask, Beat, Chunk, FromAgent, Held, Hello, Request, ServerEnd, ToAgent};
-use fleet_registry::records::{PresenceRecord, put_presence, put_states};
-use fleet_registry::{LeaseId, Store, StoreError, Txn};
+use fleet_registry::records::{PresenceRecord, presence_key, put_presence, put_states};
+use fleet_registry::{Compare, LeaseId, Store, StoreError, Txn};
 use fleet_unit::UnitName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,10 +12,10 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-/// Writes of a machine's states: so many at once, then one per interval. A flapping unit must not turn into a
-/// flood of commits, but what a user waits for should not wait.
-const BURST: u32 = 20;
-const REFILL: Duration = Duration::from_millis(25);
+/// How often a machine's states are written while many of its units change: a registry of our own takes more than one that
+/// others share.
+const OWN_STEP: Duration = Duration::from_millis(100);
+const SHARED_STEP: Duration = Duration::from_secs(1);
 
 /// How long to wait before trying again to write to a store that can't be written.
 const RETRY: Duration = Duration::from_secs(1);
@@ -77,8 +77,8 @@ impl<S: Store> Server<S> {
             complete: false,
             lease: None,
             written: false,
-            tokens: BURST,
-            refilled: Instant::now(),
+            presence: 0,
+            pace: Pace::new(if self.config.shared_registry { SHARED_STEP } else { OWN_STEP }),
         };
         let ended = tokio::select! {
             () = handle.end.cancelled() => Ok(()),
@@ -114,8 +114,9 @@ struct Session<'a, S: Store> {
     lease: Option<LeaseId>,
     /// Whether the store has the present reports.
     written: bool,
-    tokens: u32,
-    refilled: Instant,
+    /// The revision at which this session wrote the machine's presence.
+    presence: Revision,
+    pace: Pace,
 }
 
 impl<S: Store> Session<'_, S> {
@@ -137,7 +138,9 @@ impl<S: Store> Session<'_, S> {
             return Ok(());
         }
         loop {
-            let write_at = (!self.written && self.complete).then(|| self.next_write());
+            // Without a lease there is nothing to write the states under; the next beat begins one.
+            let write_at = (!self.written && self.complete && self.lease.is_some())
+                .then(|| self.pace.next(Instant::now()));
             let write = async {
                 match write_at {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -161,7 +164,11 @@ impl<S: Store> Session<'_, S> {
                         return Ok(());
                     }
                 }
-                () = write => self.write().await,
+                () = write => {
+                    if !self.write().await {
+                        return Ok(());
+                    }
+                }
             }
         }
     }
@@ -184,20 +191,25 @@ impl<S: Store> Session<'_, S> {
             FromAgent::Snapshot(mut reports) => {
                 reports.retain(|name, _| self.may_report(name));
                 self.written &= self.complete && self.reports == reports;
-                self.reports = reports;
+                let before = std::mem::replace(&mut self.reports, reports);
                 self.complete = true;
+                let names: BTreeSet<_> = before.into_keys().chain(self.reports.keys().cloned()).collect();
+                for name in names.iter().chain(self.told.keys()) {
+                    self.pace.note(name, self.told.get(name), self.reports.get(name), true);
+                }
             }
             FromAgent::Changes(changes) => {
                 for (name, report) in changes {
                     match report {
                         Some(report) if self.may_report(&name) => {
-                            self.reports.insert(name, report);
+                            self.reports.insert(name.clone(), report);
                         }
-                        Some(_) => {}
+                        Some(_) => continue,
                         None => {
                             self.reports.remove(&name);
                         }
                     }
+                    self.pace.note(&name, self.told.get(&name), self.reports.get(&name), true);
                 }
                 self.written = false;
             }
@@ -224,22 +236,12 @@ impl<S: Store> Session<'_, S> {
                         }
                         None => self.told.remove(&name),
                     };
+                    self.pace.note(&name, wanted.as_ref(), self.reports.get(&name), false);
                     changes.insert(name, wanted);
                 }
             }
         }
         changes.is_empty() || self.send.send(ToAgent::Changes(changes)).await.is_ok()
-    }
-
-    /// When the states may be written next.
-    fn next_write(&mut self) -> Instant {
-        let now = Instant::now();
-        let earned = now.duration_since(self.refilled).as_millis() / REFILL.as_millis();
-        if earned > 0 {
-            self.tokens = self.tokens.saturating_add(u32::try_from(earned).unwrap_or(BURST)).min(BURST);
-            self.refilled = now;
-        }
-        if self.tokens > 0 { now } else { self.refilled + REFILL }
     }
 
     /// A sign of life renews the machine's presence; its last one, when the machine shuts down, gives it up at once. The answer
@@ -282,7 +284,7 @@ impl<S: Store> Session<'_, S> {
     async fn leave(&mut self) -> Result<(), StoreError> {
         let Some(lease) = self.lease else { return Ok(()) };
         let ops = vec![put_presence(&self.hello.id, &self.presence(true), lease)];
-        self.server.store.commit(Txn { compares: Vec::new(), ops }).await?;
+        self.server.store.commit(Txn { compares: vec![self.guard()], ops }).await?;
         self.server.store.revoke(lease).await?;
         self.lease = None;
         Ok(())
@@ -294,6 +296,7 @@ impl<S: Store> Session<'_, S> {
             public_ip: self.hello.machine.public_ip.clone(),
             metadata: self.hello.machine.metadata.clone(),
             version: self.hello.machine.version.clone(),
+            server: Some(self.server.config.machine.clone()),
             leaving,
         }
     }
@@ -305,29 +308,40 @@ impl<S: Store> Session<'_, S> {
         let revision = self.server.store.commit(Txn { compares: Vec::new(), ops }).await?;
         self.server.hub.reached(revision).await;
         self.lease = Some(lease);
+        self.presence = revision;
         self.written = false;
         Ok(())
     }
 
-    async fn write(&mut self) {
-        let Some(lease) = self.lease else {
-            // The next beat begins one; until then there is nothing to write the states under.
-            self.tokens = 0;
-            self.refilled = Instant::now();
-            return;
-        };
-        self.tokens = self.tokens.saturating_sub(1);
-        let ops = vec![put_states(&self.hello.id, &self.reports, lease)];
-        match self.server.store.commit(Txn { compares: Vec::new(), ops }).await {
+    /// Holds as long as no other session wrote the machine's presence: an agent that has gone on to another server, or has
+    /// connected anew, is spoken for there.
+    fn guard(&self) -> Compare {
+        Compare { key: presence_key(&self.hello.id), revision: self.presence }
+    }
+
+    /// Writes the states; false when the agent has a newer session.
+    async fn write(&mut self) -> bool {
+        let Some(lease) = self.lease else { return true };
+        let id = &self.hello.id;
+        let ops = vec![put_states(id, &self.reports, lease)];
+        match self.server.store.commit(Txn { compares: vec![self.guard()], ops }).await {
             Ok(revision) => {
-                debug!(machine = %self.hello.id, revision, "states written");
+                debug!(machine = %id, revision, "states written");
+                self.pace.wrote(Instant::now());
                 self.written = true;
             }
+            // The presence ran out, and the lease with it.
+            Err(StoreError::LeaseEnded) => self.lease = None,
+            Err(StoreError::Conflict(conflict)) if conflict.found == 0 => self.lease = None,
+            Err(StoreError::Conflict(_)) => {
+                info!(machine = %id, "machine {id} has a newer session");
+                return false;
+            }
             Err(error) => {
-                self.tokens = 0;
-                self.refilled = Instant::now();
-                warn!(machine = %self.hello.id, "writing states: {error}");
+                self.pace.failed(Instant::now() + RETRY);
+                warn!(machine = %id, "writing states: {error}");
             }
         }
+        true
     }
 }
