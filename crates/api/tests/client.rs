@@ -325,7 +325,7 @@ async fn status_and_journal_bring_exit_codes() {
                 .into(),
             Then::Keep,
         ),
-        "GET /fleet/v1/units/a.service/journal?lines=2&follow=1&output=cat" => (
+        "GET /fleet/v1/units/a.service/journal?lines=2&follow=1&output=cat&machine=m1" => (
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Fleet-Exit-Code\r\n\r\n\
              2\r\nhi\r\n2\r\n!\n\r\n0\r\nFleet-Exit-Code: 7\r\n\r\n"
                 .into(),
@@ -343,20 +343,46 @@ async fn status_and_journal_bring_exit_codes() {
     let status = client.status("a.service", Some("m1")).await.unwrap();
     assert_eq!((status.exit_code, &status.text[..]), (3, &b"bad"[..]));
     assert_eq!(status.machine_id.as_deref(), Some("m1"));
-    let query = JournalQuery { lines: 2, follow: true, output: "cat".into() };
+    let query = JournalQuery { lines: 2, follow: true, output: "cat".into(), machine: Some("m1".into()) };
     let mut journal = client.journal("a.service", &query).await.unwrap();
     let mut text = Vec::new();
     while let Some(piece) = journal.next().await.unwrap() {
         text.extend_from_slice(&piece);
     }
     assert_eq!((&text[..], journal.exit_code()), (&b"hi!\n"[..], Some(7)));
-    let query = JournalQuery { lines: -1, follow: false, output: "short".into() };
+    let query = JournalQuery { lines: -1, follow: false, output: "short".into(), machine: None };
     match client.journal("a.service", &query).await {
         Err(Error::Refused { code: 400, message, exit_code: Some(1) }) => {
             assert_eq!(message, "journalctl: invalid option -- '1'");
         }
         Err(error) => panic!("{error}"),
         Ok(_) => panic!("journalctl failed"),
+    }
+}
+
+#[tokio::test]
+async fn a_journal_that_broke_off_is_told_from_one_that_ended() {
+    let (address, ..) = server(|request| {
+        let trailer = match request {
+            "GET /fleet/v1/units/a.service/journal?lines=1&output=cat" => {
+                "Fleet-Error: the connection to machine m1 was lost\r\n"
+            }
+            _ => "",
+        };
+        let head =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Fleet-Exit-Code, Fleet-Error\r\n\r\n";
+        (format!("{head}3\r\nhi\n\r\n0\r\n{trailer}\r\n"), Then::Keep)
+    })
+    .await;
+    let client = client(&address);
+    let query = JournalQuery { lines: 1, follow: false, output: "cat".into(), machine: None };
+    for (unit, reason) in
+        [("a.service", "the connection to machine m1 was lost"), ("b.service", "the server has ended it")]
+    {
+        let mut journal = client.journal(unit, &query).await.unwrap();
+        assert_eq!(journal.next().await.unwrap().as_deref(), Some(&b"hi\n"[..]));
+        let error = journal.next().await.unwrap_err();
+        assert!(error.to_string().contains(reason), "{error}");
     }
 }
 

@@ -146,6 +146,8 @@ pub struct JournalQuery {
     pub follow: bool,
     /// journalctl's `--output`.
     pub output: String,
+    /// Of which machine, where it is not clear.
+    pub machine: Option<String>,
 }
 
 /// What [`Client::events`] is to deliver.
@@ -307,7 +309,7 @@ impl Client {
         Ok(Status { exit_code: exit_code(&answer.headers).unwrap_or(0), machine_id, text: answer.body })
     }
 
-    /// The journal of a unit on its machine.
+    /// The journal of a unit on its machine, or on another that has it.
     pub async fn journal(&self, name: &str, query: &JournalQuery) -> Result<JournalStream, Error> {
         let mut call = Call::get(unit_path(name, "/journal"));
         call.query.push(("lines", query.lines.to_string()));
@@ -315,6 +317,7 @@ impl Client {
             call.query.push(("follow", "1".to_owned()));
         }
         call.query.push(("output", query.output.clone()));
+        call.query.extend(query.machine.iter().map(|id| ("machine", id.clone())));
         call.deadline = ASKING_A_MACHINE;
         call.streaming = true;
         Ok(JournalStream(self.stream(call).await?))
@@ -544,6 +547,11 @@ fn unit_path(name: &str, below: &str) -> String {
 
 fn escape(text: &str) -> impl std::fmt::Display + '_ {
     utf8_percent_encode(text, ESCAPED)
+}
+
+/// Why an answer broke off that had begun well.
+fn broke_off(trailers: &HeaderMap) -> Option<String> {
+    Some(String::from_utf8_lossy(trailers.get("fleet-error")?.as_bytes()).into_owned())
 }
 
 /// The exit code of the program that an answer came from.

@@ -42,6 +42,9 @@ impl Pieces {
                     if let Some(code) = frame.trailers_ref().and_then(super::exit_code) {
                         self.exit_code = Some(code);
                     }
+                    if let Some(message) = frame.trailers_ref().and_then(super::broke_off) {
+                        return Err(Error::Refused { code: 503, message, exit_code: self.exit_code });
+                    }
                 }
             }
         }
@@ -53,9 +56,24 @@ impl Pieces {
 pub struct JournalStream(pub(super) Pieces);
 
 impl JournalStream {
-    /// The next piece; `None` at the end.
+    /// The next piece; `None` at the end. An error if it broke off: the machine or the server is gone, or journalctl failed.
+    /// Safe to cancel.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        self.0.next().await
+        let piece = self.0.next().await?;
+        if piece.is_none() && self.0.exit_code.is_none() {
+            return Err(self.0.target.no_answer("the server has ended it".to_owned()));
+        }
+        Ok(piece)
+    }
+
+    /// The error that it is when nothing comes for so long.
+    pub fn silent(&self, time: Duration) -> Error {
+        self.0.target.no_answer(format!("nothing came for {} s", time.as_secs()))
+    }
+
+    /// The error that it is when what comes makes no sense.
+    pub fn malformed(&self, reason: String) -> Error {
+        self.0.target.malformed(reason)
     }
 
     /// The exit code of journalctl, known at the latest after the end.

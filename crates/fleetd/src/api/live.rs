@@ -18,10 +18,13 @@ use tokio::{sync::mpsc, time::timeout};
 const MACHINE_DEADLINE: Duration = Duration::from_secs(20);
 /// The longest status text, bytes.
 const MAX_STATUS: usize = 4 << 20;
+/// The most of what journalctl complains of that is passed on, bytes.
+const MAX_COMPLAINT: usize = 4 << 10;
 /// A comment is sent on event streams this often, so that both ends notice a dead connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 const EXIT_CODE: header::HeaderName = header::HeaderName::from_static("fleet-exit-code");
+const ERROR: header::HeaderName = header::HeaderName::from_static("fleet-error");
 const MACHINE: header::HeaderName = header::HeaderName::from_static("fleet-machine");
 
 type Query = [(String, String)];
@@ -90,7 +93,7 @@ impl<S: Store> Api<S> {
         let first = async {
             loop {
                 match answer.recv().await {
-                    Some(Chunk::Err(bytes)) if complaint.len() < MAX_STATUS => {
+                    Some(Chunk::Err(bytes)) if complaint.len() < MAX_COMPLAINT => {
                         complaint.extend_from_slice(&bytes)
                     }
                     other => return other,
@@ -111,22 +114,12 @@ impl<S: Store> Api<S> {
             Err(_) if follow => None,
             Err(_) => return machine_failure(&machine, "no answer in time"),
         };
-        let pieces =
-            stream::iter(first).chain(receive(answer)).take_until(self.cancel.clone().cancelled_owned());
-        let frames = pieces.map(|chunk| {
-            Ok::<_, Infallible>(match chunk {
-                Chunk::Out(bytes) | Chunk::Err(bytes) => Frame::data(bytes),
-                Chunk::Failed(reason) => Frame::data(Bytes::from(format!("{reason}\n"))),
-                Chunk::Exit(code) => {
-                    let mut trailers = HeaderMap::new();
-                    trailers.insert(EXIT_CODE, code.into());
-                    Frame::trailers(trailers)
-                }
-            })
-        });
+        let frames = frames(first, complaint, answer, machine.clone());
+        let frames = frames.take_until(self.cancel.clone().cancelled_owned());
         let mut answer = text(StreamBody::new(frames).boxed_unsync());
         insert_machine(&mut answer, &machine);
-        answer.headers_mut().insert(header::TRAILER, header::HeaderValue::from_name(EXIT_CODE));
+        let trailers = header::HeaderValue::from_static("fleet-exit-code, fleet-error");
+        answer.headers_mut().insert(header::TRAILER, trailers);
         answer
     }
 
@@ -229,11 +222,61 @@ fn line(revision: u64, event: &Event) -> String {
     format!("id: {revision}\nevent: {kind}\ndata: {data}\n\n")
 }
 
-fn receive(receiver: mpsc::Receiver<Chunk>) -> impl Stream<Item = Chunk> + Send + 'static {
-    stream::unfold(
-        receiver,
-        |mut receiver| async move { receiver.recv().await.map(|chunk| (chunk, receiver)) },
-    )
+/// The body of a journal: its lines, and at the end how it ended. What journalctl complains of is told there, too: between
+/// the lines it would be taken for one.
+fn frames(
+    first: Option<Chunk>,
+    complaint: Vec<u8>,
+    rest: mpsc::Receiver<Chunk>,
+    machine: MachineId,
+) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + 'static {
+    let state = (first, complaint, Some(rest));
+    stream::unfold(state, move |(mut first, mut complaint, rest)| {
+        let machine = machine.clone();
+        async move {
+            let mut rest = rest?;
+            loop {
+                let chunk = match first.take() {
+                    Some(chunk) => Some(chunk),
+                    None => rest.recv().await,
+                };
+                let end = match chunk {
+                    Some(Chunk::Out(bytes)) => {
+                        return Some((Ok(Frame::data(bytes)), (first, complaint, Some(rest))));
+                    }
+                    Some(Chunk::Err(bytes)) => {
+                        let room = bytes.len().min(MAX_COMPLAINT.saturating_sub(complaint.len()));
+                        complaint.extend_from_slice(&bytes[..room]);
+                        continue;
+                    }
+                    Some(Chunk::Exit(0)) => trailers(Some(0), None),
+                    Some(Chunk::Exit(code)) => {
+                        let complaint = String::from_utf8_lossy(&complaint);
+                        let complaint = complaint.trim_end();
+                        let error =
+                            (!complaint.is_empty()).then(|| format!("machine {machine}: {complaint}"));
+                        trailers(Some(code), error)
+                    }
+                    Some(Chunk::Failed(reason)) => {
+                        trailers(None, Some(format!("machine {machine}: {reason}")))
+                    }
+                    None => trailers(None, Some(format!("the connection to machine {machine} was lost"))),
+                };
+                return Some((Ok(Frame::trailers(end)), (None, Vec::new(), None)));
+            }
+        }
+    })
+}
+
+/// How a journal ended.
+fn trailers(code: Option<i32>, error: Option<String>) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.extend(code.map(|code| (EXIT_CODE, code.into())));
+    // Values of headers hold no control characters.
+    let error = error.map(|text| text.replace(|c: char| c.is_control(), " "));
+    let error = error.and_then(|text| header::HeaderValue::from_bytes(text.as_bytes()).ok());
+    trailers.extend(error.map(|error| (ERROR, error)));
+    trailers
 }
 
 fn text(body: Body) -> Answer {
@@ -267,7 +310,8 @@ fn choose(view: &View, name: &str, query: &Query) -> Result<(MachineId, UnitName
     if let Some(machine) = route::first(query, "machine").filter(|machine| !machine.is_empty()) {
         let machine =
             MachineId::parse(machine).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
-        if view.reports_of(&name).all(|(other, _)| *other != machine) {
+        let placed = view.place(&name).is_some_and(|(place, _)| *place == machine);
+        if !placed && view.reports_of(&name).all(|(other, _)| *other != machine) {
             return Err((StatusCode::CONFLICT, format!("unit {name} is not on machine {machine}")));
         }
         return Ok((machine, name));
@@ -279,5 +323,53 @@ fn choose(view: &View, name: &str, query: &Query) -> Result<(MachineId, UnitName
             Err((StatusCode::CONFLICT, format!("unit {name} is on several machines: say which")))
         }
         (None, None, _) => Err((StatusCode::CONFLICT, format!("unit {name} is on no machine"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines, the exit code and the error of a journal that is answered so.
+    async fn body(chunks: Vec<Chunk>) -> (String, Option<String>, Option<String>) {
+        let (send, receiver) = mpsc::channel(16);
+        for chunk in chunks {
+            send.send(chunk).await.unwrap();
+        }
+        drop(send);
+        let machine = MachineId::parse("4a1e0c2fb7d94e6c8f3a51d2c07e9b11").unwrap();
+        let first = Some(Chunk::Out(Bytes::from_static(b"first\n")));
+        let body = StreamBody::new(frames(first, Vec::new(), receiver, machine));
+        let body = BodyExt::collect(body).await.unwrap();
+        let trailer = |name| {
+            let value = body.trailers()?.get(name)?;
+            Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        let (code, error) = (trailer(EXIT_CODE), trailer(ERROR));
+        (String::from_utf8(body.to_bytes().to_vec()).unwrap(), code, error)
+    }
+
+    #[tokio::test]
+    async fn a_journal_says_how_it_ended() {
+        let machine = "machine 4a1e0c2fb7d94e6c8f3a51d2c07e9b11";
+        let out = |text: &'static str| Chunk::Out(Bytes::from_static(text.as_bytes()));
+        let err = |text: &'static str| Chunk::Err(Bytes::from_static(text.as_bytes()));
+        let text = |text: &str| text.to_owned();
+        assert_eq!(
+            body(vec![err("Hint: …\n"), out("two\n"), Chunk::Exit(0)]).await,
+            (text("first\ntwo\n"), Some(text("0")), None)
+        );
+        assert_eq!(
+            body(vec![err("no\nmore\n"), Chunk::Exit(1)]).await,
+            (text("first\n"), Some(text("1")), Some(format!("{machine}: no more")))
+        );
+        assert_eq!(
+            body(vec![Chunk::Failed(text("went awäy"))]).await,
+            (text("first\n"), None, Some(format!("{machine}: went awäy")))
+        );
+        assert_eq!(
+            body(vec![]).await,
+            (text("first\n"), None, Some(format!("the connection to {machine} was lost")))
+        );
     }
 }

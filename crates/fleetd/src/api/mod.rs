@@ -71,7 +71,10 @@ pub async fn refuse(
     servers: String,
     cancel: CancellationToken,
 ) {
-    let message = format!("fleetd on this machine is an agent only; ask one of its servers ({servers})");
+    let message = format!(
+        "fleetd on this machine is an agent only; ask one of its servers ({servers}): fleetctl --tunnel=HOST goes there \
+         through ssh, --endpoint=URL where its API listens"
+    );
     connection(stream, cancel, move |_| {
         let answer = failure(StatusCode::SERVICE_UNAVAILABLE, &message);
         async move { answer }
