@@ -9,6 +9,10 @@ use crate::wait::{self, Limits};
 use anyhow::Result;
 use fleet_api::client::Error;
 use fleet_api::types::Unit;
+use futures_util::{StreamExt, stream};
+
+/// How many requests are under way at the same time.
+const AT_ONCE: usize = 16;
 
 /// Looks for the units that are named. `Err` is an exit code.
 async fn known(context: &Context, arguments: &[String]) -> Result<Vec<Unit>, i32> {
@@ -64,32 +68,43 @@ async fn lower(context: &Context, take: Take, way: &Way) -> Result<i32> {
         eprintln!("Units not found in registry");
         return Ok(0);
     }
-    let mut lowered = Vec::new();
+    let mut to_lower = Vec::new();
+    let mut refusal = None;
     for unit in &units {
         let global = is_global(unit);
         let inactive = unit.current_state == "inactive";
         if way.goal == Goal::Stopped && inactive && !global {
-            eprintln!("Unable to stop unit {} in state inactive", unit.name);
-            return Ok(1);
+            refusal = Some(format!("Unable to stop unit {} in state inactive", unit.name));
+            break;
         }
         // What is there already. A unit that is about to be started again is not.
         let settled = match way.goal {
             Goal::Stopped => unit.current_state == "loaded" && unit.desired_state != "launched",
             _ => inactive && unit.desired_state == "inactive",
         };
-        if settled && !global {
-            continue;
+        if !settled || global {
+            to_lower.push((unit, global));
         }
-        if let Err(error) = desire(context, unit, way.desired).await {
+    }
+    let mut lowered = Vec::new();
+    let sends = to_lower.iter().map(|(unit, _)| desire(context, unit, way.desired));
+    let mut sends = stream::iter(sends).buffered(AT_ONCE);
+    for (unit, global) in &to_lower {
+        if let Some(Err(error)) = sends.next().await {
             let before =
                 format!("Error {} units: failed setting the state of unit {}: ", way.doing, unit.name);
             return Ok(context.fail(&before, &error, ""));
         }
-        if global {
+        if *global {
             context.say_triggered(&unit.name, true, way.word)?;
         } else {
             lowered.push(unit.name.clone());
         }
+    }
+    drop(sends);
+    if let Some(text) = refusal {
+        eprintln!("{text}");
+        return Ok(1);
     }
     if take.no_block {
         for name in &lowered {
@@ -120,14 +135,17 @@ pub(crate) async fn destroy(context: &Context, take: Take) -> Result<i32> {
     }
     let mut code = 0;
     let mut destroyed = Vec::new();
+    let deletions = units.iter().map(|unit| context.client.delete_unit(&unit.name));
+    let mut deletions = stream::iter(deletions).buffered(AT_ONCE);
     for unit in &units {
-        match context.client.delete_unit(&unit.name).await {
-            Ok(true) => destroyed.push(unit.name.clone()),
+        match deletions.next().await {
+            Some(Ok(true)) => destroyed.push(unit.name.clone()),
             // Someone else was faster.
-            Ok(false) => {}
-            Err(error) => code = context.fail("Error destroying units: ", &error, ""),
+            Some(Ok(false)) | None => {}
+            Some(Err(error)) => code = context.fail("Error destroying units: ", &error, ""),
         }
     }
+    drop(deletions);
     let mut missing: Vec<&String> = Vec::new();
     if !take.no_block {
         let limits = Limits::of(take.patience);
