@@ -8,6 +8,7 @@ mod cluster;
 mod disturbance;
 mod durability;
 mod life;
+mod logs;
 mod placement;
 mod tutorial;
 mod unprivileged;

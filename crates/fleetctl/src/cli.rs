@@ -9,6 +9,7 @@ use std::time::Duration;
 /// Heading of the options that every command takes.
 const GLOBAL: &str = "Global options";
 const UNITS: &str = "Names of units, or paths of unit files; .service is added where no type stands";
+const COPIES: &str = "Names of units; web.service@4a1e: the copy on the machine whose ID begins with 4a1e";
 
 /// Steers the systemd units of a cluster from one command line
 #[derive(Debug, Parser)]
@@ -136,8 +137,14 @@ pub(crate) enum Command {
     /// Stop units and start them again, one after the other
     Restart(Restart),
     /// Show what systemctl status says of units, on their machines
+    #[command(long_about = "Show what systemctl status says of units, on their machines.\n\n\
+        Global units are shown on every machine that has them, unless one is chosen. Exits as the first systemctl \
+        that did not exit with 0.")]
     Status(Status),
-    /// Show the last lines a unit has logged
+    /// Show the last lines that units have logged
+    #[command(long_about = "Show the last lines that units have logged.\n\n\
+        Those of several units, or of a Global unit on several machines, are shown as one, by time, with the \
+        machine and the unit in front of each line; times are those of this machine's time zone.")]
     Journal(Journal),
     /// Log in to a machine, or to the machine a unit is on, or run a command there
     #[command(override_usage = "fleetctl ssh [OPTIONS] {MACHINE|UNIT} [COMMAND]...\n       \
@@ -398,7 +405,10 @@ pub(crate) struct Status {
     /// The original's way to the machine; the answer now comes through the API
     #[arg(long, value_name = "PORT", default_value = "22", hide = true)]
     ssh_port: u16,
-    #[arg(value_name = "UNIT", help = "Names of units; .service is added where no type stands")]
+    /// The machine whose copy to show, by the beginning of its ID
+    #[arg(long, value_name = "MACHINE", default_value = "", hide_default_value = true)]
+    pub(crate) machine: String,
+    #[arg(value_name = "UNIT[@MACHINE]", help = COPIES)]
     pub(crate) units: Vec<String>,
 }
 
@@ -424,9 +434,11 @@ pub(crate) struct Journal {
     sudo: bool,
     #[arg(long, value_name = "PORT", default_value = "22", hide = true)]
     ssh_port: u16,
-    /// The unit
-    #[arg(value_name = "UNIT")]
-    pub(crate) unit: Vec<String>,
+    /// The machine whose copy to show, by the beginning of its ID
+    #[arg(long, value_name = "MACHINE", default_value = "", hide_default_value = true)]
+    pub(crate) machine: String,
+    #[arg(value_name = "UNIT[@MACHINE]", help = COPIES)]
+    pub(crate) units: Vec<String>,
 }
 
 #[derive(Args, Debug)]

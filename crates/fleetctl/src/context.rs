@@ -12,12 +12,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// The exit code of a command line that makes no sense. (The original's was mostly 0.)
 pub(crate) const MISUSE: i32 = 2;
 
+/// The exit code after Ctrl-C, as shells have it.
+pub(crate) const INTERRUPTED: i32 = 130;
+
 /// Machines by ID.
 pub(crate) type Machines = BTreeMap<String, Machine>;
 
 /// What every command has at hand.
 pub(crate) struct Context {
-    pub(crate) client: Client,
+    pub(crate) client: Arc<Client>,
     pub(crate) globals: Globals,
     machines: Mutex<Option<Arc<Machines>>>,
     /// Machines that were mentioned when they were not among those known.
@@ -61,7 +64,7 @@ impl Context {
             options.connector = Some(Arc::new(ssh::Tunnel::new(&globals, &endpoint)?));
         }
         Ok(Context {
-            client: Client::new(endpoint, options),
+            client: Arc::new(Client::new(endpoint, options)),
             globals,
             machines: Mutex::default(),
             unknown: Mutex::default(),

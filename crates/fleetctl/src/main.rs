@@ -8,7 +8,9 @@ mod argv;
 mod cli;
 mod commands;
 mod context;
+mod copies;
 mod dates;
+mod logs;
 mod source;
 mod ssh;
 mod table;
@@ -19,7 +21,7 @@ use argv::Invocation;
 use clap::Parser;
 use cli::{Cli, Command, Format};
 use commands::bring::{self, Bring};
-use commands::{explain, forward, join_token, journal, list, machine, show, take};
+use commands::{explain, forward, join_token, journal, list, machine, show, status, take};
 use context::{Context, MISUSE};
 use source::Verb;
 use std::process::ExitCode;
@@ -127,7 +129,7 @@ async fn with_cluster(cli: Cli) -> anyhow::Result<i32> {
         Command::Load(args) => bring::run(context, Bring::of(Verb::Load, args)).await,
         Command::Start(args) => bring::run(context, Bring::of(Verb::Start, args)).await,
         Command::Restart(args) => take::restart(context, args.patience, args.units).await,
-        Command::Status(args) => show::status(context, &args).await,
+        Command::Status(args) => status::run(context, &args).await,
         Command::Journal(args) => journal::run(context, &args).await,
         Command::Ssh(args) => ssh::run(context, args).await,
         Command::Stop(args) => take::stop(context, args).await,

@@ -8,4 +8,5 @@ pub(crate) mod list;
 pub(crate) mod machine;
 mod report;
 pub(crate) mod show;
+pub(crate) mod status;
 pub(crate) mod take;

@@ -74,7 +74,7 @@ pub(crate) async fn failure(context: &Context, name: &str, verdict: &Verdict) {
 
 /// The end of a unit's journal; nothing where it cannot be had, since this is only an addition.
 async fn last_lines(context: &Context, name: &str) -> String {
-    let query = JournalQuery { lines: LINES, follow: false, output: "short".to_owned() };
+    let query = JournalQuery { lines: LINES, follow: false, output: "short".to_owned(), machine: None };
     let mut bytes = Vec::new();
     let read = async {
         let mut journal = context.client.journal(name, &query).await?;
