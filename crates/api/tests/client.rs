@@ -277,6 +277,21 @@ async fn a_server_that_says_nothing_is_given_up() {
 }
 
 #[tokio::test]
+async fn many_requests_share_the_connections_they_may_have() {
+    let (address, log, connections) = server(|request| {
+        let name = request.rsplit('/').next().unwrap();
+        json("200 OK", &format!(r#"{{"name":"{name}"}}"#))
+    })
+    .await;
+    let options = Options { at_once: 3, ..Default::default() };
+    let client = Client::new(Endpoint::parse(&address).unwrap(), options);
+    let names: Vec<String> = (0..40).map(|number| format!("u{number}.service")).collect();
+    let units = client.find_units(&names).await.unwrap();
+    assert_eq!(units.iter().map(|unit| unit.name.clone()).collect::<Vec<_>>(), names);
+    assert_eq!((requests(&log).len(), *connections.lock().unwrap()), (40, 3));
+}
+
+#[tokio::test]
 async fn a_cut_answer_is_an_error() {
     let (address, ..) =
         server(|_| ("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{".into(), Then::Close)).await;

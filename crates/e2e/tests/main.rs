@@ -10,6 +10,7 @@ mod durability;
 mod life;
 mod logs;
 mod placement;
+mod tunnel;
 mod tutorial;
 mod unprivileged;
 

@@ -66,9 +66,9 @@ pub(crate) struct Globals {
         hide_short_help = true
     )]
     pub(crate) format: Format,
-    /// User to log in as with ssh
-    #[arg(long, global = true, value_name = "USER", default_value = "core", hide_short_help = true)]
-    pub(crate) ssh_username: String,
+    /// User to log in as with ssh [default: the one that ssh's configuration names, else core]
+    #[arg(long, global = true, value_name = "USER", hide_short_help = true)]
+    pub(crate) ssh_username: Option<String>,
     /// How long an ssh connection may take to come about, in seconds
     #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = seconds, hide_short_help = true)]
     pub(crate) ssh_timeout: Duration,
@@ -452,9 +452,9 @@ pub(crate) struct Ssh {
     /// Let the machine use the ssh agent of this one
     #[arg(short = 'A', long)]
     pub(crate) forward_agent: bool,
-    /// TCP port of ssh
-    #[arg(long, value_name = "PORT", default_value = "22")]
-    pub(crate) ssh_port: u16,
+    /// TCP port of ssh [default: the one that ssh's configuration names, else 22]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) ssh_port: Option<u16>,
     /// The machine or unit, then a command and its arguments
     #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) words: Vec<String>,

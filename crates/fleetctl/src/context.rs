@@ -61,6 +61,7 @@ impl Context {
         if !globals.tunnel.is_empty() {
             // The first answer waits for ssh to log in.
             options.request_timeout += globals.ssh_timeout;
+            options.at_once = ssh::AT_ONCE;
             options.connector = Some(Arc::new(ssh::Tunnel::new(&globals, &endpoint)?));
         }
         Ok(Context {
@@ -161,6 +162,11 @@ impl Context {
             return;
         }
         if !self.globals.tunnel.is_empty() {
+            // ssh itself has said what is wrong.
+            let reason = error.reason();
+            if reason.starts_with("ssh to ") && !reason.contains(" ended with ") {
+                return;
+            }
             eprintln!("Is fleetd running on {}, and fleetctl installed there?", self.globals.tunnel);
             return;
         }

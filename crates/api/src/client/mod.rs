@@ -27,6 +27,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use transport::{Connection, Lost};
 
 /// How many idle connections are kept.
@@ -63,6 +64,8 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// Connects in another way than dialing the endpoint.
     pub connector: Option<Arc<dyn Connector>>,
+    /// How many requests may be under way at the same time, streams not counted; more wait. At most [`KEPT`].
+    pub at_once: usize,
     /// Is told of every request and its outcome, in one line each.
     pub trace: Option<Trace>,
 }
@@ -71,7 +74,13 @@ impl Default for Options {
     /// 3 s for everything, as the original's `--request-timeout`.
     fn default() -> Self {
         let timeout = Duration::from_secs(3);
-        Options { request_timeout: timeout, connect_timeout: timeout, connector: None, trace: None }
+        Options {
+            request_timeout: timeout,
+            connect_timeout: timeout,
+            connector: None,
+            at_once: KEPT,
+            trace: None,
+        }
     }
 }
 
@@ -80,6 +89,8 @@ pub struct Client {
     endpoint: Endpoint,
     options: Options,
     idle: Mutex<Vec<Connection>>,
+    /// Whoever has a permit may have a connection.
+    turns: Semaphore,
 }
 
 /// What is asked for, as errors name it.
@@ -165,7 +176,8 @@ impl Client {
     /// A client of the server at an endpoint. Connects with the first request. The requests have
     /// to run in a tokio runtime with I/O and time enabled.
     pub fn new(endpoint: Endpoint, options: Options) -> Self {
-        Client { endpoint, options, idle: Mutex::default() }
+        let turns = Semaphore::new(options.at_once.clamp(1, KEPT));
+        Client { endpoint, options, idle: Mutex::default(), turns }
     }
 
     /// Where the server is.
@@ -377,6 +389,8 @@ impl Client {
         let deadline = self.options.request_timeout.max(call.deadline);
         let late = || target.no_answer(format!("no answer within {} s", deadline.as_secs_f64()));
         let whole = async {
+            // The semaphore is never closed. Given back when the connection can be used again.
+            let _turn = self.turns.acquire().await;
             let (response, connection) = self.exchange(&call, &target).await?;
             let (head, body) = response.into_parts();
             let limit = if head.status.is_success() { LARGEST_ANSWER } else { LARGEST_ERROR };
