@@ -51,7 +51,8 @@ fn every_copy_of_a_unit_from_anywhere() -> Result<()> {
         let status = fleet.ok(&format!("status {words}"))?;
         assert!(status.starts_with("● talk@1.service"), "{status}");
         assert_eq!(status.matches("active (running)").count(), 1, "{status}");
-        assert!(status.contains(&format!("{} sh[", second.name())), "{status}");
+        // What it said first may be missing: a busy systemd notes later than that when it began.
+        assert!(status.contains(&format!(" {} ", second.name())), "{status}");
     }
     let json: serde_json::Value = serde_json::from_str(&fleet.ok("--format=json status talk@1")?)?;
     assert_eq!(json.as_array().map(Vec::len), Some(3), "{json}");
@@ -64,13 +65,19 @@ fn every_copy_of_a_unit_from_anywhere() -> Result<()> {
     assert_eq!(same.lines().count(), 2);
 
     // Of all copies: complete, each in its order, by time, with machine and unit in front.
-    let all = fleet.ok("journal --output=short-unix talk@1")?;
-    let mut last = 0.0;
-    for line in all.lines() {
-        let stamp: f64 = line.split_whitespace().nth(2).context("no time")?.parse()?;
-        assert!(stamp >= last, "not by time:\n{all}");
+    let mut last = 0;
+    for line in fleet.ok("journal -o json talk@1")?.lines() {
+        let entry: serde_json::Value = serde_json::from_str(line)?;
+        assert_eq!(
+            (&entry["machineID"], &entry["unitName"]),
+            (&entry["_MACHINE_ID"], &"talk@1.service".into())
+        );
+        // When journald got it: what `short` shows may be when it was sent, which is not in order in any one journal.
+        let stamp: u64 = entry["__REALTIME_TIMESTAMP"].as_str().context("no time")?.parse()?;
+        assert!(stamp >= last, "not by time: {line}");
         last = stamp;
     }
+    let all = fleet.ok("journal talk@1")?;
     for host in hosts {
         let front = format!("{} talk@1.service ", short(host));
         let lines: Vec<&str> = said(&all).into_iter().filter(|line| line.starts_with(&front)).collect();
@@ -83,13 +90,6 @@ fn every_copy_of_a_unit_from_anywhere() -> Result<()> {
     let expected = |host: &Host| format!("{} talk@1.service line 3 of {}", short(host), host.machine_id());
     assert!(hosts.iter().all(|host| said(&cat).contains(&expected(host).as_str())), "{cat}");
     assert_eq!(cat.lines().count(), 12, "{cat}");
-    for line in fleet.ok("journal -o json --lines=2 talk@1")?.lines() {
-        let entry: serde_json::Value = serde_json::from_str(line)?;
-        assert_eq!(
-            (&entry["machineID"], &entry["unitName"]),
-            (&entry["_MACHINE_ID"], &"talk@1.service".into())
-        );
-    }
     assert_eq!(fleet.ok("journal --lines=0 talk@1")?, "-- No entries --\n");
 
     // Several units; one that is not there spoils nothing but the exit code.
@@ -190,11 +190,11 @@ fn a_machine_that_cannot_be_asked() -> Result<()> {
         if words.contains("talk") {
             assert!(out.stderr.contains(&machine), "{words}: {}", out.stderr);
             for host in &hosts[..2] {
-                assert!(
-                    out.stdout.contains(&format!("line 3 of {}", host.machine_id())),
-                    "{words}: {}",
-                    out.stdout
-                );
+                let shown = match words {
+                    "status talk" => format!(" {} ", host.name()),
+                    _ => format!("line 3 of {}", host.machine_id()),
+                };
+                assert!(out.stdout.contains(&shown), "{words}: {}", out.stdout);
             }
         }
     }
