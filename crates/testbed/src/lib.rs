@@ -29,6 +29,7 @@
 //! | `disk` | what differs between a host's disk and this machine's root |
 //! | `fleet` | fleet's programs and package files on a host |
 //! | `sshd`, `docker` | servers that tests and the demo use inside hosts |
+//! | [`Etcd`] | a real etcd on this machine's loopback, for tests |
 //! | `cgroup` | control groups, and the processes in them |
 //! | `state` | the records under [`BASE`], process identity, the lock |
 //! | `cleanup` | signals |
@@ -39,6 +40,7 @@ mod cluster;
 mod command;
 mod disk;
 mod docker;
+mod etcd;
 mod fleet;
 mod host;
 mod prerequisites;
@@ -48,6 +50,7 @@ mod state;
 pub use cluster::{Cluster, Options, list};
 pub use command::{Command, DEFAULT_DEADLINE, Output, Running};
 pub use docker::Mirror;
+pub use etcd::{Etcd, EtcdOptions, EtcdTls};
 pub use fleet::{bin_dir, install, packaging_dir};
 pub use host::Host;
 pub use prerequisites::check as check_prerequisites;
