@@ -56,6 +56,7 @@ use tokio::{
 };
 use writer::{BLOCK, Job, Published, Shared};
 
+pub(crate) use disk::new_cluster_id;
 pub use error::OpenError;
 pub use repair::{RepairReport, Report, check, repair};
 

@@ -176,6 +176,13 @@ pub enum StoreError {
     /// It is not known whether the transaction was carried out: read before repeating.
     #[error("registry answer unknown: {0}")]
     Unknown(String),
+    /// The store refuses this client, until somebody has changed its credentials, certificates or permissions; nothing
+    /// was written.
+    #[error("registry access denied: {0}")]
+    Denied(String),
+    /// What was found is no store that fleet can use; nothing was written.
+    #[error("registry unusable: {0}")]
+    Unusable(String),
     /// The store's data is damaged, lost, or of a newer format; it refuses to work.
     #[error("registry damaged: {0}")]
     Damaged(String),

@@ -210,7 +210,7 @@ impl Disk {
     }
 }
 
-pub(super) fn new_cluster_id() -> Result<String, OpenError> {
+pub(crate) fn new_cluster_id() -> Result<String, OpenError> {
     let path = "/proc/sys/kernel/random/uuid";
     let mut id = String::new();
     File::open(path).and_then(|f| f.take(64).read_to_string(&mut id)).map_err(OpenError::io("read", path))?;

@@ -1,0 +1,81 @@
+//! How the members of etcd are, each asked by itself.
+
+use super::connection::Connection;
+use super::convert::of_etcd;
+use super::generated::StatusRequest;
+use super::members::{Link, Members};
+use super::status::clean;
+use crate::store::{Revision, StoreError};
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
+/// One endpoint, and the member there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointHealth {
+    /// Its URL as configured.
+    pub endpoint: String,
+    /// Whether the store uses it now.
+    pub in_use: bool,
+    /// How its member is, or why it did not say.
+    pub member: Result<MemberHealth, String>,
+}
+
+/// What a member says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberHealth {
+    /// Its ID in etcd.
+    pub id: u64,
+    /// Of its etcd.
+    pub version: String,
+    /// Whether it leads.
+    pub leads: bool,
+    /// Whether it knows a leader: without one it can't do anything.
+    pub has_leader: bool,
+    /// The election it knows of.
+    pub raft_term: u64,
+    /// The last decision it knows of.
+    pub raft_index: u64,
+    /// The revision its data is at.
+    pub revision: Revision,
+    /// Bytes of its database on disk, and of those in use.
+    pub database: (u64, u64),
+    /// What it complains about: alarms (`NOSPACE`, `CORRUPT`) and missing leaders, in etcd's words.
+    pub problems: Vec<String>,
+}
+
+pub(super) async fn ask(members: &Members) -> Vec<EndpointHealth> {
+    let link = members.link().borrow().clone();
+    let ask = members.settings.endpoints.iter().map(async |endpoint| {
+        let in_use = matches!(&link, Link::Up(up) if up.endpoint() == endpoint.url);
+        let answer = timeout(members.settings.timeout, async {
+            let connection = Connection::open(endpoint, &members.settings).await.map_err(StoreError::from)?;
+            let status = connection.request(StatusRequest {}, None);
+            let status = connection.maintenance().status(status).await;
+            status.map_err(|status| super::members::unusable(&connection, &status))
+        });
+        let member = match answer.await {
+            Err(_) => Err(format!("no answer within {:?}", members.settings.timeout)),
+            Ok(Err(error)) => Err(error.to_string()),
+            Ok(Ok(status)) => {
+                let status = status.into_inner();
+                let header = status.header.unwrap_or_default();
+                Ok(MemberHealth {
+                    id: header.member_id,
+                    version: clean(&status.version),
+                    leads: status.leader != 0 && status.leader == header.member_id,
+                    has_leader: status.leader != 0,
+                    raft_term: status.raft_term,
+                    raft_index: status.raft_index,
+                    revision: of_etcd(header.revision),
+                    database: (
+                        u64::try_from(status.db_size).unwrap_or(0),
+                        u64::try_from(status.db_size_in_use).unwrap_or(0),
+                    ),
+                    problems: status.errors.iter().map(|problem| clean(problem)).collect(),
+                })
+            }
+        };
+        EndpointHealth { endpoint: endpoint.url.clone(), in_use, member }
+    });
+    join_all(ask).await
+}
