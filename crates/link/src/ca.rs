@@ -35,7 +35,7 @@ pub const MACHINE_VALIDITY: Duration = Duration::from_secs(30 * DAY);
 pub const SERVER_VALIDITY: Duration = Duration::from_secs(90 * DAY);
 /// How long the CA's certificate is valid.
 pub const AUTHORITY_VALIDITY: Duration = Duration::from_secs(20 * 365 * DAY);
-/// Certificates are valid from that long before they are signed, since clocks differ.
+/// Certificates are valid from that long before they are signed, since clocks differ; at most a quarter of their time.
 pub const BACKDATED: Duration = Duration::from_secs(3600);
 
 const DAY: u64 = 86_400;
@@ -291,14 +291,15 @@ impl Authority {
         Ok(ServerCertificate { chain: vec![certificate, self.root.certificate.clone()], key, signed: now })
     }
 
-    /// A certificate for a machine's key, DER.
+    /// A certificate for a machine's key, DER; usually for [`MACHINE_VALIDITY`].
     pub fn sign_machine(
         &self,
         key: &MachinePublicKey,
         machine: &MachineId,
+        validity: Duration,
         now: SystemTime,
     ) -> Result<CertificateDer<'static>, CaError> {
-        let mut params = parameters(now, MACHINE_VALIDITY)?;
+        let mut params = parameters(now, validity)?;
         params.distinguished_name.push(DnType::CommonName, machine.as_str());
         let uri = format!("{MACHINE_URI}{machine}").as_str().try_into().map_err(failed)?;
         params.subject_alt_names = vec![SanType::URI(uri)];
@@ -333,7 +334,9 @@ fn names<'a>(addresses: impl Iterator<Item = &'a str>) -> Result<Vec<SanType>, C
 fn parameters(now: SystemTime, validity: Duration) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name.remove(DnType::CommonName);
-    params.not_before = date(now, |now| now.checked_sub(BACKDATED))?;
+    // By less for one of a short time: it would be due to be renewed from its beginning.
+    let backdated = BACKDATED.min(validity / 4);
+    params.not_before = date(now, |now| now.checked_sub(backdated))?;
     params.not_after = date(now, |now| now.checked_add(validity))?;
     let mut serial = random::<16>()?;
     // Positive and of full length, as RFC 5280 wants it.
@@ -480,7 +483,7 @@ impl MachineKey {
     }
 
     /// A signing request, DER: proves that the key is ours.
-    pub(crate) fn request(&self) -> Result<Vec<u8>, CaError> {
+    pub fn request(&self) -> Result<Vec<u8>, CaError> {
         let mut params = CertificateParams::default();
         params.distinguished_name.remove(DnType::CommonName);
         Ok(params.serialize_request(&self.0.0).map_err(failed)?.der().to_vec())
@@ -501,11 +504,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    pub(crate) fn new(
-        root: Root,
-        certificate: CertificateDer<'static>,
-        key: MachineKey,
-    ) -> Result<Self, CaError> {
+    /// Checks that the certificate is of that CA and for that key.
+    pub fn new(root: Root, certificate: CertificateDer<'static>, key: MachineKey) -> Result<Self, CaError> {
         let says = root.check(&certificate)?;
         if says.key.id() != key.id() {
             return Err(CaError::OtherKey);

@@ -245,7 +245,7 @@ impl Dialer {
                 () = due => match renew(&mut connection, &identity).await {
                     Ok(fresh) => {
                         self.renewed(&fresh);
-                        // Used from the next connection on: the server ends this session when its certificate expires.
+                        // Used from the next connection on; with its answer the server has prolonged this session.
                         identity = fresh;
                     }
                     Err(error) => {

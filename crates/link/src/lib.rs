@@ -19,7 +19,7 @@
 use bytes::Bytes;
 use fleet_cluster::model::*;
 use fleet_unit::UnitName;
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 
 pub mod ca;
@@ -135,6 +135,8 @@ impl Held {
 #[allow(missing_docs)]
 pub struct ServerEnd {
     pub hello: Hello,
+    /// Where the agent connects from; `None` within one process.
+    pub peer: Option<SocketAddr>,
     pub send: mpsc::Sender<ToAgent>,
     pub receive: mpsc::Receiver<FromAgent>,
     pub beats: mpsc::Receiver<Beat>,
@@ -155,7 +157,7 @@ pub fn local(hello: Hello) -> (ServerEnd, AgentEnd) {
     let (up, from_agent) = mpsc::channel(64);
     let (beat, beats) = mpsc::channel(BEATS);
     (
-        ServerEnd { hello, send: down, receive: from_agent, beats },
+        ServerEnd { hello, peer: None, send: down, receive: from_agent, beats },
         AgentEnd { send: up, receive: from_server, beats: beat },
     )
 }

@@ -19,7 +19,7 @@ mod service;
 mod session;
 mod waiting;
 
-use crate::ca::{Authority, CaError, KeyId, MachineCertificate, ServerCertificate};
+use crate::ca::{Authority, CaError, KeyId, MACHINE_VALIDITY, MachineCertificate, ServerCertificate};
 use crate::token::{TokenError, TokenId, TokenSecret};
 use crate::wire::generated::link_server::LinkServer;
 use crate::wire::{MAX_DOWN, MAX_UP};
@@ -149,7 +149,7 @@ impl Default for Limits {
 }
 
 /// How to serve.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// IP addresses and host names of this server, for its certificate.
     pub addresses: Vec<String>,
@@ -157,6 +157,19 @@ pub struct Options {
     pub keep_alive: KeepAlive,
     /// What peers can take.
     pub limits: Limits,
+    /// How long the certificates of machines are valid that are signed here.
+    pub machine_validity: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            addresses: Vec::new(),
+            keep_alive: KeepAlive::default(),
+            limits: Limits::default(),
+            machine_validity: MACHINE_VALIDITY,
+        }
+    }
 }
 
 /// Why serving can't begin.
@@ -328,7 +341,8 @@ impl<M: Membership> Shared<M> {
         };
         let (phase, mut phases) = watch::channel(Phase::Waiting);
         let peer = Peer { address, certificate };
-        let service = LinkServer::new(Service { shared: self.clone(), peer, phase })
+        let (expires, _) = watch::channel(tokio::time::Instant::now());
+        let service = LinkServer::new(Service { shared: self.clone(), peer, phase, expires })
             .max_decoding_message_size(MAX_UP)
             .max_encoding_message_size(MAX_DOWN);
         let keep_alive = self.options.keep_alive;
@@ -347,7 +361,12 @@ impl<M: Membership> Shared<M> {
         // Until it has become a session.
         let idle = tokio::time::sleep(limits.idle);
         tokio::select! {
-            ended = connection.as_mut() => return self.ended(address, ended),
+            ended = connection.as_mut() => {
+                if let Err(error) = &ended && is_misuse(error) {
+                    return self.refused(address, &format!("it does not speak HTTP/2 as it should: {}", last_cause(error)));
+                }
+                return self.ended(address, ended);
+            }
             () = self.cancel.cancelled() => {}
             () = place.pushed_out.cancelled() => {
                 return self.refused(address, "too many connections that are no session");
@@ -380,13 +399,34 @@ impl<M: Membership> Shared<M> {
     fn refused(&self, address: SocketAddr, reason: &str) {
         let noted = lock(&self.refusals).note(address.ip(), reason, Instant::now());
         match noted {
-            Some(0) => warn!(peer = %address, "refused {address}: {reason}"),
-            Some(more) => {
+            Some((reason, 0)) => warn!(peer = %address, "refused {address}: {reason}"),
+            Some((reason, more)) => {
                 warn!(peer = %address, "refused {address}: {reason} ({more} times more before this)")
             }
             None => {}
         }
     }
+}
+
+/// Whether a connection broke because of what the peer sent, and not because it went away.
+fn is_misuse(error: &hyper::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<std::io::Error>() {
+            return false;
+        }
+        cause = error.source();
+    }
+    !error.is_closed() && !error.is_canceled()
+}
+
+/// The innermost of an error's causes: the others say where, not what.
+fn last_cause(error: &hyper::Error) -> String {
+    let mut cause: &(dyn std::error::Error + 'static) = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
 }
 
 /// A lock whose holder never panics halfway.

@@ -13,7 +13,7 @@ fn machine() -> MachineId {
 fn identity(authority: &Authority) -> Identity {
     let key = MachineKey::generate().unwrap();
     let public = MachinePublicKey::from_request(&key.request().unwrap()).unwrap();
-    let certificate = authority.sign_machine(&public, &machine(), now()).unwrap();
+    let certificate = authority.sign_machine(&public, &machine(), MACHINE_VALIDITY, now()).unwrap();
     Identity::new(authority.root().clone(), certificate, key).unwrap()
 }
 
@@ -74,7 +74,7 @@ fn a_machines_certificate_says_whose_it_is_and_how_long() {
     assert_eq!(says.not_after, now() + MACHINE_VALIDITY);
     assert_eq!(says.renew_at(), says.not_before + (BACKDATED + MACHINE_VALIDITY) * 2 / 3);
     assert_eq!(says.serial.len(), 32);
-    let renewed = authority.sign_machine(&says.key, &says.machine, now() + HOUR).unwrap();
+    let renewed = authority.sign_machine(&says.key, &says.machine, MACHINE_VALIDITY, now() + HOUR).unwrap();
     let renewed = identity.renewed(renewed).unwrap();
     assert_eq!(renewed.certificate().not_after, now() + HOUR + MACHINE_VALIDITY);
     assert_ne!(renewed.certificate().serial, says.serial);
@@ -87,7 +87,7 @@ fn a_renewal_for_another_machine_or_key_is_not_taken() {
     let other = identity(&authority);
     assert_eq!(ours.renewed(other.certificate.clone()).unwrap_err(), CaError::OtherKey);
     let id = MachineId::parse("ffffffffffffffffffffffffffffffff").unwrap();
-    let renamed = authority.sign_machine(&ours.certificate().key, &id, now()).unwrap();
+    let renamed = authority.sign_machine(&ours.certificate().key, &id, MACHINE_VALIDITY, now()).unwrap();
     assert_eq!(ours.renewed(renamed).unwrap_err(), CaError::OtherKey);
 }
 
@@ -102,7 +102,7 @@ fn nothing_but_the_key_is_taken_of_a_request() {
     let request = params.serialize_request(&key.0).unwrap();
     let public = MachinePublicKey::from_request(request.der()).unwrap();
     assert_eq!(public.id(), key.id());
-    let certificate = authority.sign_machine(&public, &machine(), now()).unwrap();
+    let certificate = authority.sign_machine(&public, &machine(), MACHINE_VALIDITY, now()).unwrap();
     let parsed = parse(&certificate).unwrap();
     assert!(!parsed.is_ca());
     let usage = parsed.extended_key_usage().unwrap().unwrap().value;

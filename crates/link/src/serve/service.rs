@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -23,6 +23,8 @@ pub(super) struct Service<M> {
     pub(super) shared: Arc<Shared<M>>,
     pub(super) peer: Peer,
     pub(super) phase: watch::Sender<Phase>,
+    /// Until when the session may last: as long as the certificate it began with, or one that was renewed meanwhile.
+    pub(super) expires: watch::Sender<Instant>,
 }
 
 /// The session a machine has now.
@@ -107,7 +109,8 @@ impl<M: Membership> Service<M> {
     }
 
     fn sign(&self, key: &MachinePublicKey, machine: &MachineId) -> Result<pb::Certified, Status> {
-        let certificate = self.shared.authority.sign_machine(key, machine, SystemTime::now());
+        let validity = self.shared.options.machine_validity;
+        let certificate = self.shared.authority.sign_machine(key, machine, validity, SystemTime::now());
         let certificate = certificate.map_err(|error| Status::internal(error.to_string()))?;
         Ok(pb::Certified { certificate: certificate.to_vec() })
     }
@@ -145,7 +148,10 @@ impl<M: Membership> Service<M> {
     async fn try_renew(&self) -> Result<pb::Certified, Status> {
         let (member, key) = self.member()?;
         self.asked(self.shared.membership.renew(&member)).await?;
-        self.sign(key, &member.machine)
+        let renewed = self.sign(key, &member.machine)?;
+        // It is the same key that this connection has proved to have, and the machine was just found to be of the cluster.
+        self.expires.send_replace(Instant::now() + self.shared.options.machine_validity);
+        Ok(renewed)
     }
 
     async fn try_session(
@@ -167,7 +173,7 @@ impl<M: Membership> Service<M> {
         let (send, from_daemon) = mpsc::channel(16);
         let (to_daemon, receive) = mpsc::channel(16);
         let (beat, beats) = mpsc::channel(BEATS);
-        let end = ServerEnd { hello, send, receive, beats };
+        let end = ServerEnd { hello, peer: Some(self.peer.address), send, receive, beats };
         let busy = |_| Status::unavailable("the server takes no more sessions now");
         self.shared.sessions.send_timeout(end, self.shared.options.limits.membership).await.map_err(busy)?;
         // Two at once on one connection: the later one finds the phase changed.
@@ -177,6 +183,7 @@ impl<M: Membership> Service<M> {
             return Err(Status::failed_precondition("there was a session on this connection already"));
         }
         let (out, outbound) = mpsc::channel(1);
+        self.expires.send_replace(Instant::now() + validity);
         let pump = Pump {
             inbound,
             out,
@@ -184,7 +191,7 @@ impl<M: Membership> Service<M> {
             to_daemon,
             cancel: self.shared.cancel.clone(),
             place,
-            expires: tokio::time::Instant::now() + validity,
+            expires: self.expires.subscribe(),
             stalled: self.shared.options.limits.stalled,
             state: State::new(protocol, beat),
         };

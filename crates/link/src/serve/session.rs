@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -60,7 +60,7 @@ pub(super) struct Pump<M> {
     pub(super) to_daemon: mpsc::Sender<FromAgent>,
     pub(super) cancel: CancellationToken,
     pub(super) place: LivePlace<M>,
-    pub(super) expires: Instant,
+    pub(super) expires: watch::Receiver<Instant>,
     pub(super) stalled: Duration,
     pub(super) state: State,
 }
@@ -141,7 +141,7 @@ impl<M: Membership> Pump<M> {
             to_daemon,
             cancel,
             mut place,
-            expires,
+            mut expires,
             stalled,
             mut state,
         } = self;
@@ -153,15 +153,18 @@ impl<M: Membership> Pump<M> {
                 stuck = None;
             }
             let limit = *stuck.get_or_insert_with(|| Instant::now() + stalled);
+            let expires_at = *expires.borrow_and_update();
             tokio::select! {
                 () = cancel.cancelled() => return End::Stopping,
                 () = place.end.cancelled() => return End::Replaced,
-                () = sleep_until(expires) => return End::Expired,
+                () = sleep_until(expires_at) => return End::Expired,
+                Ok(()) = expires.changed() => {}
                 () = to_daemon.closed() => return End::Dropped,
                 message = inbound.message() => match message {
                     Ok(Some(message)) => if let Err(problem) = state.take(message) { return End::Wrong(problem) },
                     Ok(None) => return End::Left,
-                    Err(status) if status.code() == tonic::Code::OutOfRange => {
+                    // Without a cause it was made of what came, not of how it came.
+                    Err(status) if std::error::Error::source(&status).is_none() => {
                         return End::Wrong(status.message().to_owned());
                     }
                     Err(status) => return End::Broken(status),

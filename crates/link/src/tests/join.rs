@@ -1,7 +1,7 @@
 //! Who is let in, and who is not.
 
 use super::*;
-use crate::ca::{CaError, MACHINE_VALIDITY};
+use crate::ca::CaError;
 use crate::dial::session::Pump;
 use crate::tls;
 
@@ -194,6 +194,52 @@ async fn certificates_are_renewed_in_time_and_after_it() {
         let left = fresh.certificate().not_after.duration_since(SystemTime::now()).unwrap();
         assert!(left > MACHINE_VALIDITY - DAY, "{left:?}");
     }
+}
+
+#[tokio::test]
+async fn a_session_goes_on_while_its_certificate_is_renewed() {
+    let validity = Duration::from_secs(4);
+    let mut rig = Rig::with(Options { machine_validity: validity, ..Options::default() }).await;
+    let now = SystemTime::now();
+    let old = rig.known(identity_for(&rig.authority, &machine(1), validity, now));
+    let mut agent = Agent::new(vec![rig.address.clone()], copy(&old), KeepAlive::default());
+    let mut server = rig.next_end().await;
+    agent.connect().await;
+    // Until one is in use that was signed after the first had expired.
+    let fresh = loop {
+        within("a renewed certificate", agent.identity.changed()).await.unwrap();
+        let fresh = agent.identity.borrow_and_update().clone();
+        assert_eq!(fresh.key().id(), old.key().id());
+        if fresh.certificate().not_after > old.certificate().not_after + validity {
+            break fresh;
+        }
+    };
+    assert!(SystemTime::now() > old.certificate().not_after);
+    // It is the same session still.
+    agent.send(FromAgent::Snapshot(BTreeMap::new())).await;
+    assert!(server.next().await.is_some());
+    assert_eq!(*rig.members.admitted.lock().unwrap(), [old.certificate().serial.clone()]);
+    // The next one begins with a renewed certificate.
+    drop(server);
+    agent.connect().await;
+    let admitted = rig.members.admitted.lock().unwrap().clone();
+    assert_eq!(admitted.len(), 2);
+    assert_ne!(admitted[1], old.certificate().serial);
+    let newest = agent.identity.borrow().clone();
+    assert!([fresh.certificate(), newest.certificate()].iter().any(|says| says.serial == admitted[1]));
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_certificate_when_that_is_not_renewed() {
+    let validity = Duration::from_secs(3);
+    let mut rig = Rig::with(Options { machine_validity: validity, ..Options::default() }).await;
+    let identity = rig.known(identity_for(&rig.authority, &machine(1), validity, SystemTime::now()));
+    let mut agent = Agent::new(vec![rig.address.clone()], identity, KeepAlive::default());
+    let mut server = rig.next_end().await;
+    agent.connect().await;
+    // The machine is taken out of the cluster behind the session's back.
+    rig.members.machines.lock().unwrap().clear();
+    assert_eq!(server.next().await, None);
 }
 
 #[tokio::test]

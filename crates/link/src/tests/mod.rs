@@ -4,7 +4,7 @@ mod attack;
 mod join;
 mod session;
 
-use crate::ca::{Authority, Identity, KeyId, MachineKey, MachinePublicKey};
+use crate::ca::{Authority, Identity, KeyId, MACHINE_VALIDITY, MachineKey, MachinePublicKey};
 use crate::dial::{Address, Dialer, connection::Connection};
 use crate::serve::{Joining, Limits, Member, Membership, Options, Refusal, serve};
 use crate::token::{Terms, Token, TokenError, TokenId, TokenRecord};
@@ -37,6 +37,8 @@ async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 struct Members {
     tokens: Mutex<HashMap<TokenId, TokenRecord>>,
     machines: Mutex<HashMap<MachineId, KeyId>>,
+    /// The certificates of the sessions that were let in, in order: their serial numbers.
+    admitted: Mutex<Vec<String>>,
     /// The registry does not answer.
     hangs: AtomicBool,
 }
@@ -73,6 +75,7 @@ impl Membership for Members {
     }
 
     async fn admit(&self, member: &Member) -> Result<(), Refusal> {
+        self.admitted.lock().unwrap().push(member.serial.clone());
         self.known(member)
     }
 }
@@ -124,7 +127,11 @@ impl Rig {
 
     /// A machine that has joined so long ago.
     fn member(&self, number: u32, ago: Duration) -> Identity {
-        let identity = identity(&self.authority, &machine(number), SystemTime::now() - ago);
+        self.known(identity(&self.authority, &machine(number), SystemTime::now() - ago))
+    }
+
+    /// Makes it one of a member.
+    fn known(&self, identity: Identity) -> Identity {
         let says = identity.certificate();
         self.members.machines.lock().unwrap().insert(says.machine.clone(), says.key.id());
         identity
@@ -197,9 +204,18 @@ impl ServerEnd {
 }
 
 fn identity(authority: &Authority, machine: &MachineId, signed: SystemTime) -> Identity {
+    identity_for(authority, machine, MACHINE_VALIDITY, signed)
+}
+
+fn identity_for(
+    authority: &Authority,
+    machine: &MachineId,
+    validity: Duration,
+    signed: SystemTime,
+) -> Identity {
     let key = MachineKey::generate().unwrap();
     let public = MachinePublicKey::from_request(&key.request().unwrap()).unwrap();
-    let certificate = authority.sign_machine(&public, machine, signed).unwrap();
+    let certificate = authority.sign_machine(&public, machine, validity, signed).unwrap();
     Identity::new(authority.root().clone(), certificate, key).unwrap()
 }
 
