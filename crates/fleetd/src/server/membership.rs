@@ -197,6 +197,11 @@ impl<S: Store> Server<S> {
         }
     }
 
+    /// Whether a machine that joined was not removed since.
+    pub(super) async fn is_member(&self, id: &MachineId) -> Result<bool, MembershipError> {
+        Ok(self.store.get(&member_key(id)).await?.is_some())
+    }
+
     /// Whether a machine has a session with this server.
     pub fn is_connected(&self, id: &MachineId) -> bool {
         lock(&self.sessions).contains_key(id)

@@ -1,12 +1,14 @@
 //! One agent's session: keeps its presence, tells it what its machine has to hold, and writes what it reports.
 
 use super::{Server, hub::lock, pace::Pace};
+use anyhow::bail;
 use fleet_cluster::model::*;
 use fleet_link::{Ask, Beat, Chunk, FromAgent, Held, Hello, Request, ServerEnd, ToAgent};
 use fleet_registry::records::{PresenceRecord, presence_key, put_presence, put_states};
 use fleet_registry::{Compare, LeaseId, Store, StoreError, Txn};
 use fleet_unit::UnitName;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -71,6 +73,7 @@ impl<S: Store> Server<S> {
             send: end.send,
             told: BTreeMap::new(),
             ever_told: BTreeSet::new(),
+            peer: end.peer,
             stranger: false,
             untold: BTreeSet::new(),
             reports: BTreeMap::new(),
@@ -82,7 +85,13 @@ impl<S: Store> Server<S> {
         };
         let ended = tokio::select! {
             () = handle.end.cancelled() => Ok(()),
-            ended = session.run(&mailbox, end.receive, end.beats) => ended,
+            ended = async {
+                // From here on a removal cancels `end`. One between the admission and here did not.
+                if end.peer.is_some() && !self.is_member(&id).await? {
+                    bail!("it was removed from the cluster meanwhile");
+                }
+                session.run(&mailbox, end.receive, end.beats).await
+            } => ended,
         };
         self.hub.close_mailbox(&id, &mailbox);
         {
@@ -104,6 +113,8 @@ struct Session<'a, S: Store> {
     told: BTreeMap<UnitName, Wanted>,
     /// All that it was told of in this session: some of it may still be stopping.
     ever_told: BTreeSet<UnitName>,
+    /// Where it connects from; `None` for this machine's own.
+    peer: Option<SocketAddr>,
     /// Whether it was complained about that it reports what is none of its business.
     stranger: bool,
     /// Units to look at again when the view has the machine.
@@ -181,7 +192,8 @@ impl<S: Store> Session<'_, S> {
             || self.server.hub.view().reports_of(name).any(|(machine, _)| machine == id);
         if !may && !self.stranger {
             self.stranger = true;
-            warn!(machine = %id, "machine {id} reports units that are not placed on it, such as {name}; that is left out");
+            let from = self.peer.map(|peer| format!(" at {peer}")).unwrap_or_default();
+            warn!(machine = %id, "machine {id}{from} reports units that are not placed on it, such as {name}; that is left out");
         }
         may
     }
