@@ -461,15 +461,27 @@ host_tests! {
     async fn systemd_executes_itself_anew() {
         let host = connect().await;
         let mut notices = host.notices();
-        wait_through(&host, &mut notices, "systemctl daemon-reexec", "true").await;
+        wait_through(&host, &mut notices, || drop(sh("systemctl daemon-reexec")), "true").await;
+        live("after.service").await;
+    }
+
+    /// The bus stays, and so do our connections to it; but the systemd that comes back does not know that we listen.
+    async fn systemd_leaves_the_bus_and_comes_back() {
+        let host = connect().await;
+        let mut notices = host.notices();
+        let has_owner = "busctl call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus NameHasOwner s \
+             org.freedesktop.systemd1";
+        // SIGUSR1 makes systemd connect to the bus again (systemd(1)).
+        let back = format!("until {has_owner} | grep true; do kill -USR1 1; sleep 0.1; done");
+        wait_through(&host, &mut notices, cut_systemd_off_the_bus, &back).await;
         live("after.service").await;
     }
 
     async fn the_bus_is_restarted() {
         let host = connect().await;
         let mut notices = host.notices();
-        wait_through(&host, &mut notices, "systemctl kill --signal=KILL dbus.service", "systemctl start dbus.service")
-            .await;
+        let kill = || drop(sh("systemctl kill --signal=KILL dbus.service"));
+        wait_through(&host, &mut notices, kill, "systemctl start dbus.service").await;
         live("after.service").await;
     }
 
@@ -609,16 +621,43 @@ host_tests! {
     }
 }
 
+/// Breaks systemd's own connection to the system bus, and no other.
+fn cut_systemd_off_the_bus() {
+    use rustix::{net, process};
+    let systemd = process::pidfd_open(process::Pid::INIT, process::PidfdFlags::empty()).unwrap();
+    let mut cut = 0;
+    for entry in fs::read_dir("/proc/1/fd").unwrap() {
+        let number = entry.unwrap().file_name().to_str().unwrap().parse().unwrap();
+        let flags = process::PidfdGetfdFlags::empty();
+        // One that was closed meanwhile is of no interest.
+        let Ok(fd) = process::pidfd_getfd(&systemd, number, flags) else { continue };
+        let peer =
+            net::getpeername(&fd).ok().flatten().and_then(|peer| net::SocketAddrUnix::try_from(peer).ok());
+        if peer
+            .is_some_and(|peer| peer.path_bytes().is_some_and(|path| path.ends_with(b"/system_bus_socket")))
+        {
+            net::shutdown(&fd, net::Shutdown::Both).unwrap();
+            cut += 1;
+        }
+    }
+    assert_ne!(cut, 0, "systemd has no connection to the bus");
+}
+
 /// A start that waits while the connection is lost and comes back ends as it would have, and a notice says that
 /// signals were missed.
-async fn wait_through(host: &SystemdHost, notices: &mut mpsc::Receiver<Notice>, loss: &str, repair: &str) {
+async fn wait_through(
+    host: &SystemdHost,
+    notices: &mut mpsc::Receiver<Notice>,
+    loss: impl FnOnce(),
+    repair: &str,
+) {
     let text = "[Service]\nType=oneshot\nRemainAfterExit=yes\n\
          ExecStart=/bin/bash -c 'until test -e /run/go; do sleep 0.1; done'\n";
     install(host, &[unit("waiting.service", text)]).await;
     let waiting = name("waiting.service");
     let outage = async {
         await_state(host, notices, "waiting.service", state("loaded", "activating", "start")).await;
-        sh(loss);
+        loss();
         sh(repair);
         while notices.recv().await.unwrap() != Notice::All {}
         assert_eq!(one_state(host, "waiting.service").await.active, "activating");
