@@ -11,6 +11,7 @@ mod durability;
 mod life;
 mod logs;
 mod placement;
+mod sessions;
 mod tunnel;
 mod tutorial;
 mod unprivileged;
