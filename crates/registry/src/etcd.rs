@@ -149,10 +149,17 @@ impl EtcdStore {
     /// When there still is none that can be used.
     pub async fn accept(&self) -> Result<Identity, StoreError> {
         let members = &self.0.members;
-        if !matches!(&*members.link().borrow(), Link::Up(_)) {
-            members.forget();
+        match self.reach().await {
+            Err(StoreError::Damaged(_)) => {
+                let before = members.expect(None);
+                if let Err(error) = self.reach().await {
+                    // So that nothing else is taken for it later.
+                    members.expect(before);
+                    return Err(error);
+                }
+            }
+            other => other?,
         }
-        self.reach().await?;
         self.identity().ok_or_else(|| StoreError::Unavailable("the registry was not seen yet".into()))
     }
 

@@ -49,8 +49,8 @@ pub(super) async fn ask(members: &Members) -> Vec<EndpointHealth> {
         let in_use = matches!(&link, Link::Up(up) if up.endpoint() == endpoint.url);
         let answer = timeout(members.settings.timeout, async {
             let connection = Connection::open(endpoint, &members.settings).await.map_err(StoreError::from)?;
-            let status = connection.request(StatusRequest {}, None);
-            let status = connection.maintenance().status(status).await;
+            // Not as other calls are sent: a member without a leader is to say how it is, too.
+            let status = connection.maintenance().status(StatusRequest {}).await;
             status.map_err(|status| super::members::unusable(&connection, &status))
         });
         let member = match answer.await {

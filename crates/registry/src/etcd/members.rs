@@ -132,12 +132,14 @@ impl Members {
         Some(identity)
     }
 
-    /// Takes whatever registry is there from now on.
-    pub(super) fn forget(&self) {
-        *self.expected() = None;
-        self.seen.send_replace(0);
+    /// Expects this registry from now on, and looks for it at once; `None`: whatever is there. Gives what was expected.
+    pub(super) fn expect(&self, registry: Option<Identity>) -> Option<Identity> {
+        let before = self.identity();
+        self.seen.send_replace(registry.as_ref().map_or(0, |r| r.revision));
+        *self.expected() = registry;
         self.link.send_replace(Link::Down(None));
         self.hurry.notify_one();
+        before
     }
 
     /// Leaves a member, so that another is looked for.

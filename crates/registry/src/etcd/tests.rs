@@ -186,4 +186,7 @@ async fn tells_how_the_members_are() {
     let health = store.health().await;
     assert!(health[1].member.as_ref().unwrap_err().contains("connection refused"), "{health:?}");
     assert!(health[0].member.is_ok() && health[2].member.is_ok());
+    // The last one is asked until it has noticed that it is alone.
+    etcd.kill(2).unwrap();
+    while store.health().await[0].member.as_ref().unwrap().has_leader {}
 }

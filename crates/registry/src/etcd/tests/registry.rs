@@ -45,6 +45,17 @@ async fn a_wiped_etcd_is_refused_until_it_is_accepted() {
         damaged(store.keep_alive(LeaseId(7)).await, "no registry");
     }
     damaged(watch.next().await, "no registry");
+    // What can't be looked at can't be accepted, and is not accepted later.
+    etcd.kill_all().unwrap();
+    let lost = |c: &Contact| matches!(c, Contact::Lost { error: StoreError::Unavailable(_), .. });
+    store.contact().wait_for(lost).await.unwrap();
+    let impatient = EtcdConfig { request_timeout: Duration::from_millis(200), ..config(&etcd) };
+    let impatient = EtcdStore::new(impatient, Some(before.clone())).unwrap();
+    let answer = impatient.accept().await;
+    assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+    etcd.boot_all().unwrap();
+    damaged(settled(&impatient).await, "no registry");
+    damaged(settled(&store).await, "no registry");
     // A server that is started now, and remembers
     let kept = serde_json::to_string(&before).unwrap();
     let kept: Identity = serde_json::from_str(&kept).unwrap();
