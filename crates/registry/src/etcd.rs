@@ -42,7 +42,7 @@ use crate::store::*;
 use config::Settings;
 use convert::{of_etcd, to_etcd};
 use generated as pb;
-use members::{CallError, Effect, Link, Members};
+use members::{CallError, Effect, Members};
 use std::{sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 

@@ -4,7 +4,7 @@
 //! when the [`Etcd`] is dropped, also by a panic, and the processes go when the test's process is killed.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -128,7 +128,11 @@ impl Etcd {
 
     /// Stops a member in its tracks: its connections stay open, and silent.
     pub fn pause(&self, index: usize) -> Result<()> {
-        self.member(index)?.signal(Signal::STOP)
+        let member = self.member(index)?;
+        member.signal(Signal::STOP)?;
+        // Its threads stop one after the other.
+        waitid(WaitId::Pid(member.pid()?), WaitIdOptions::STOPPED)?;
+        Ok(())
     }
 
     /// Lets a paused member go on.
@@ -279,9 +283,12 @@ impl Drop for Etcd {
 }
 
 impl Member {
+    fn pid(&self) -> Result<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process ID")
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process ID")?;
-        Ok(kill_process(pid, signal)?)
+        Ok(kill_process(self.pid()?, signal)?)
     }
 
     fn end(&mut self) -> Result<()> {

@@ -205,6 +205,25 @@ async fn a_watch_that_comes_back_too_late_says_so() {
     assert_eq!(soon("a change", watch.next()).await.unwrap().revision, next);
 }
 
+/// A member that hangs is found out also by a watch alone, though its connection stays open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_leaves_a_member_that_hangs() {
+    let etcd = Etcd::start(3).unwrap();
+    let store = EtcdStore::connect(quick(&etcd), None).await.unwrap();
+    let start = put(&store, "k", "1").await.unwrap();
+    let mut watch = store.watch("k", start).await.unwrap();
+    put(&store, "k", "2").await.unwrap();
+    soon("a change", watch.next()).await.unwrap();
+    let index = in_use(&store, &etcd);
+    etcd.pause(index).unwrap();
+    let others =
+        etcd.endpoints().into_iter().enumerate().filter(|(n, _)| *n != index).map(|(_, e)| e).collect();
+    let other = EtcdStore::new(EtcdConfig { endpoints: others, ..quick(&etcd) }, None).unwrap();
+    soon("a write", async { while put(&other, "k", "3").await.is_err() {} }).await;
+    let batch = soon("the change", watch.next()).await.unwrap();
+    assert_eq!(batch.events[0].entry.as_ref().unwrap().value[..], b"3"[..]);
+}
+
 /// Others may write much to an etcd; a watch that has nothing to tell of that is not behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_watch_is_asked_and_kept() {
