@@ -3,6 +3,9 @@
 //! The pure parts bring their own benchmarks as examples of their crates; end to end is measured here, on
 //! a booted host, each figure beside what systemd alone takes for the same work.
 
+mod cluster;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -35,6 +38,8 @@ enum What {
     Commits,
     /// fleetctl and fleetd against systemctl, on a booted host
     E2e,
+    /// The same on three machines, and the death of one
+    Cluster,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -50,6 +55,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if wanted(What::E2e) {
         step("packages", packages::ensure)?;
         step("end to end", end_to_end)?;
+    }
+    if wanted(What::Cluster) {
+        step("packages", packages::ensure)?;
+        step("three machines", || report(&cluster::run(&release()?)?))?;
     }
     Ok(())
 }
@@ -69,9 +78,14 @@ struct Figure {
     unit: &'static str,
 }
 
-fn end_to_end() -> Result<()> {
+/// Builds what is measured, and says where it is.
+fn release() -> Result<PathBuf> {
     run_command(cargo(&["build", "--release", "-p", "fleetd", "-p", "fleetctl"]))?;
-    let bin_dir = target_dir()?.join("release");
+    Ok(target_dir()?.join("release"))
+}
+
+fn end_to_end() -> Result<()> {
+    let bin_dir = release()?;
     let cluster = progress("Booting a host", || Cluster::up(Options::for_test("bench", 1).fleet(&bin_dir)))?;
     let host = cluster.host(0);
     host.start_fleet()?;
@@ -81,10 +95,14 @@ fn end_to_end() -> Result<()> {
     figures.push(progress(&format!("{SINGLES} single starts each"), || singles(host))?);
     figures.push(progress(&format!("{ROUNDS} rounds of {BATCH} units each"), || batches(host))?);
     figures.extend(progress(&format!("{} s of doing nothing", IDLE.as_secs()), || idle(host))?);
+    report(&figures)
+}
 
+/// Prints figures; an error names those over their budgets.
+fn report(figures: &[Figure]) -> Result<()> {
     let mut over = Vec::new();
     println!();
-    for figure in &figures {
+    for figure in figures {
         let Figure { name, detail, value, budget, unit } = figure;
         let within = value <= budget;
         println!(
