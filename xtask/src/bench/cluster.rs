@@ -59,6 +59,11 @@ fn up(bin_dir: &Path, ttl: u64) -> Result<Cluster> {
     Ok(cluster)
 }
 
+/// Runs a script after [`TIMING`]; its times are taken by somebody else.
+fn script(host: &Host, script: &str) -> Result<()> {
+    measure(host, script).map(drop)
+}
+
 /// Runs a script that prints a number until it prints the right one.
 fn until(host: &Host, what: &str, script: &str, right: impl Fn(usize) -> bool) -> Result<()> {
     let end = Instant::now() + PATIENCE;
@@ -119,7 +124,7 @@ fn many(cluster: &Cluster) -> Result<Figure> {
         let shares: Vec<usize> =
             (0..HOSTS).map(|host| UNITS / HOSTS + usize::from(host < UNITS % HOSTS)).collect();
         for (host, share) in cluster.hosts().iter().zip(&shares) {
-            measure(
+            script(
                 host,
                 &format!(
                     "for i in $(seq {share}); do unit /run/systemd/system/floor-{round}-$i.service; done"
@@ -133,13 +138,12 @@ fn many(cluster: &Cluster) -> Result<Figure> {
                 .iter()
                 .map(|host| {
                     scope.spawn(move || {
-                        measure(
+                        script(
                             host,
                             &format!(
                                 "t floor systemctl start $(cd /run/systemd/system; ls -d floor-{round}-*.service)"
                             ),
                         )
-                        .map(drop)
                     })
                 })
                 .collect();
@@ -154,7 +158,7 @@ fn many(cluster: &Cluster) -> Result<Figure> {
             ))?
             .ok()?;
         }
-        measure(
+        script(
             server,
             &format!(
                 "mkdir -p /root/many; cd /root/many; for i in $(seq {UNITS}); do unit many-{round}-$i.service; done"
@@ -162,7 +166,7 @@ fn many(cluster: &Cluster) -> Result<Figure> {
         )?;
         let start = Instant::now();
         let names = format!("cd /root/many; t fleet fleetctl start $(ls many-{round}-*.service)");
-        measure(server, &names)?;
+        script(server, &names)?;
         fleet.push(start.elapsed().as_secs_f64());
         let mut active = 0;
         for host in cluster.hosts() {
@@ -197,7 +201,7 @@ fn death(cluster: &Cluster, ttl: u64) -> Result<Figure> {
     let mut edits = String::new();
     write!(edits, "fleetctl machine metadata {} role=worker", dying.machine_id())?;
     server.sh(&edits)?.ok()?;
-    measure(
+    script(
         server,
         &format!(
             "mkdir -p /root/lost; cd /root/lost
