@@ -14,7 +14,7 @@
 
 use fleet_cluster::agent::{self as logic, Job, Observed, Step};
 use fleet_cluster::model::*;
-use fleet_link::{AgentEnd, ToAgent};
+use fleet_link::{AgentEnd, Instruction, ToAgent};
 use fleet_systemd::{Error, JobResult, Notice, Systemd};
 use fleet_unit::{Hash, UnitFile, UnitName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,6 +75,8 @@ pub struct Agent<S> {
     systemd: Arc<S>,
     /// What the server wants; `None` before the first snapshot.
     wanted: Option<BTreeMap<UnitName, Wanted>>,
+    /// Units of which the server can't tell what is wanted: their states are reported, and nothing is done with them.
+    left: BTreeSet<UnitName>,
     slots: BTreeMap<UnitName, Slot>,
     /// Units that may need a step.
     dirty: BTreeSet<UnitName>,
@@ -114,6 +116,7 @@ impl<S: Systemd> Agent<S> {
         Ok(Agent {
             systemd,
             wanted: None,
+            left: BTreeSet::new(),
             slots,
             dirty,
             touched: BTreeSet::new(),
@@ -218,20 +221,39 @@ impl<S: Systemd> Agent<S> {
         self.jobs.shutdown().await;
     }
 
+    /// Notes what is wanted of a unit.
+    fn note(&mut self, name: UnitName, instruction: Option<Instruction>) {
+        let wanted = self.wanted.get_or_insert_default();
+        self.left.remove(&name);
+        match instruction {
+            Some(Instruction::Hold(unit)) => {
+                wanted.insert(name, unit);
+            }
+            Some(Instruction::Leave) => {
+                warn!(UNIT = %name, "the server can't tell what is wanted of {name}; left as it is");
+                wanted.remove(&name);
+                self.left.insert(name);
+            }
+            None => {
+                wanted.remove(&name);
+            }
+        }
+    }
+
     fn take(&mut self, message: ToAgent) {
         match message {
-            ToAgent::Snapshot(wanted) => {
+            ToAgent::Snapshot(instructions) => {
                 self.dirty.extend(self.slots.keys().cloned());
-                self.dirty.extend(wanted.keys().cloned());
-                self.wanted = Some(wanted);
+                self.dirty.extend(instructions.keys().cloned());
+                self.wanted = Some(BTreeMap::new());
+                self.left.clear();
+                for (name, instruction) in instructions {
+                    self.note(name, Some(instruction));
+                }
             }
             ToAgent::Changes(changes) => {
-                let wanted = self.wanted.get_or_insert_default();
                 for (name, change) in changes {
-                    match change {
-                        Some(change) => wanted.insert(name.clone(), change),
-                        None => wanted.remove(&name),
-                    };
+                    self.note(name.clone(), change);
                     if let Some(slot) = self.slots.get_mut(&name) {
                         slot.hold = None;
                     }
@@ -329,6 +351,12 @@ impl<S: Systemd> Agent<S> {
             let wanted = self.wanted.as_ref().and_then(|wanted| wanted.get(&name));
             let slot = self.slots.entry(name.clone()).or_default();
             if slot.hold.is_some_and(|until| until > now) {
+                continue;
+            }
+            if self.left.contains(&name) {
+                if slot.observed.systemd.is_none() {
+                    ask.push(name);
+                }
                 continue;
             }
             match logic::next(wanted, &slot.observed) {

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use fleet_cluster::model::*;
-use fleet_link::{AgentEnd, FromAgent, Hello, ServerEnd, ToAgent};
+use fleet_link::{AgentEnd, FromAgent, Hello, Instruction, ServerEnd, ToAgent};
 use fleet_systemd::memory::{Behaviour, MemorySystemd};
 use fleet_systemd::{Error, Systemd};
 use fleet_unit::{UnitFile, UnitName};
@@ -59,12 +59,12 @@ impl Rig {
     }
 
     async fn snapshot(&mut self, units: &[(&str, Wanted)]) {
-        let units = units.iter().map(|(unit, wanted)| (name(unit), wanted.clone())).collect();
+        let units = units.iter().map(|(unit, wanted)| (name(unit), wanted.clone().into())).collect();
         self.send(ToAgent::Snapshot(units)).await;
     }
 
     async fn change(&mut self, unit: &str, wanted: Option<Wanted>) {
-        self.send(ToAgent::Changes([(name(unit), wanted)].into())).await;
+        self.send(ToAgent::Changes([(name(unit), wanted.map(Into::into))].into())).await;
     }
 
     /// Takes reports until something holds for them. Time is simulated, so a deadline costs nothing.
@@ -280,5 +280,25 @@ async fn units_of_the_original_fleet_are_adopted() {
     rig.until("it counts as launched", |r| r.get(&old).is_some_and(|r| r.current == CurrentState::Launched))
         .await;
     assert_eq!(rig.systemd.jobs(&old), (1, 0));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_server_cannot_tell_is_left_as_it_is() {
+    let a = name("a.service");
+    let mut rig = Rig::new(MemorySystemd::default()).await;
+    rig.snapshot(&[("a.service", wanted(SLEEP, DesiredState::Launched))]).await;
+    rig.until("it runs", |r| r.get(&a).is_some_and(|r| r.systemd.active == "active")).await;
+    // Another server can't read its record. What else it says is done.
+    let instructions =
+        [(a.clone(), Instruction::Leave), (name("b.service"), wanted(SLEEP, DesiredState::Launched).into())];
+    rig.send(ToAgent::Snapshot(instructions.into())).await;
+    rig.until("the other runs", |r| r.get(&name("b.service")).is_some_and(|r| r.systemd.active == "active"))
+        .await;
+    assert_eq!(rig.systemd.jobs(&a), (1, 0));
+    // Then it is known again that nothing is wanted of it.
+    rig.change("a.service", None).await;
+    rig.until("it is gone", |r| !r.contains_key(&a)).await;
+    assert_eq!(rig.systemd.jobs(&a), (1, 1));
     rig.end().await;
 }

@@ -52,11 +52,26 @@ pub struct Hello {
 #[derive(Debug)]
 pub enum ToAgent {
     /// All that the machine has to hold. Sent only by a server whose view is complete.
-    Snapshot(BTreeMap<UnitName, Wanted>),
+    Snapshot(BTreeMap<UnitName, Instruction>),
     /// What changed of it; `None`: no longer to be held.
-    Changes(BTreeMap<UnitName, Option<Wanted>>),
+    Changes(BTreeMap<UnitName, Option<Instruction>>),
     /// A question to be answered from the machine itself.
     Request(Request),
+}
+
+/// What a server says of one unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Instruction {
+    /// To be held so.
+    Hold(Wanted),
+    /// The server can't tell, since it can't read the unit's records: to be left as it is.
+    Leave,
+}
+
+impl From<Wanted> for Instruction {
+    fn from(wanted: Wanted) -> Self {
+        Instruction::Hold(wanted)
+    }
 }
 
 /// What an agent sends.

@@ -240,7 +240,10 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), String> {
 
 fn write_failure(error: &WriteError) -> Answer {
     let status = match error {
-        WriteError::NoFile | WriteError::NoDesiredState | WriteError::Contended(_) => StatusCode::CONFLICT,
+        WriteError::NoFile
+        | WriteError::NoDesiredState
+        | WriteError::Contended(_)
+        | WriteError::Unreadable(_) => StatusCode::CONFLICT,
         WriteError::Template(_) | WriteError::Requirements(_) => StatusCode::BAD_REQUEST,
         WriteError::NoUnit => StatusCode::NOT_FOUND,
         WriteError::Store(StoreError::TooLarge(_)) => StatusCode::PAYLOAD_TOO_LARGE,

@@ -49,6 +49,7 @@ impl<S: Store> Server<S> {
         }
         let (changes, broken) = reader.snapshot(&snapshot);
         broken.iter().for_each(report);
+        self.hub.set_unreadable(&broken);
         self.peers.reset(&snapshot);
         self.hub.reset(changes, snapshot.revision);
         let mut watch = match self.store.watch("", snapshot.revision).await {
@@ -62,20 +63,26 @@ impl<S: Store> Server<S> {
                 Err(error) => return error,
             };
             let mut changes = Vec::with_capacity(batch.events.len());
+            let mut readable = Vec::with_capacity(batch.events.len());
             for event in &batch.events {
                 self.peers.note(event);
                 self.note_removal(event);
                 match reader.event(event) {
-                    Ok(change) => changes.extend(change),
+                    Ok(change) => {
+                        readable.push(&event.key);
+                        changes.extend(change);
+                    }
                     Err(broken) => report(&broken),
                 }
             }
             self.hub.apply(changes, batch.revision);
+            readable.into_iter().for_each(|key| self.hub.set_readable(key));
         }
     }
 }
 
-/// One broken record must not stop the rest; what the view knew of it before stays.
+/// One broken record must not stop the rest; what the view knew of it before stays. Of a unit that the view has
+/// not known, agents are told to leave it as it is.
 fn report(broken: &RecordError) {
-    error!("{broken}; this record is left out");
+    error!("{broken}; this record is left out, and what runs is left as it is");
 }

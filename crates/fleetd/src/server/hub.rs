@@ -9,6 +9,7 @@ use fleet_api::types::{self, Explanation, Reason};
 use fleet_cluster::model::*;
 use fleet_cluster::placement::{self, Unplaced};
 use fleet_cluster::view::{Effects, View};
+use fleet_registry::records::{RecordError, SCHEDULE, UNITS, schedule_key, unit_key};
 use fleet_unit::UnitName;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
@@ -75,6 +76,8 @@ pub struct Hub {
     applied: watch::Sender<Revision>,
     engine: Mailbox<Effects>,
     sessions: Mutex<BTreeMap<MachineId, Arc<Mailbox<BTreeSet<UnitName>>>>>,
+    /// Records of units that can't be read, by key, with the reason. What the view lacks for that is no instruction.
+    unreadable: Mutex<BTreeMap<Arc<str>, String>>,
 }
 
 impl Hub {
@@ -85,7 +88,41 @@ impl Hub {
             applied: watch::Sender::new(0),
             engine: Mailbox::default(),
             sessions: Mutex::default(),
+            unreadable: Mutex::default(),
         }
+    }
+
+    /// Takes which records can't be read, before a snapshot without them replaces the view.
+    pub(super) fn set_unreadable(&self, broken: &[RecordError]) {
+        let broken = broken.iter().map(|error| (error.key.as_str().into(), error.reason.clone()));
+        *lock(&self.unreadable) = broken.collect();
+    }
+
+    /// A record was written that can be read, or is gone, and the view has that: every agent that was told to leave the unit
+    /// alone is to be told anew.
+    pub(super) fn set_readable(&self, key: &str) {
+        if lock(&self.unreadable).remove(key).is_none() {
+            return;
+        }
+        let Some(name) = unit_of(key) else { return };
+        for mailbox in lock(&self.sessions).values() {
+            mailbox.post(|waiting| waiting.extend([name.clone()]));
+        }
+    }
+
+    /// Why nothing can be said of a unit, if one of its records can't be read.
+    pub fn unreadable(&self, name: &UnitName) -> Option<String> {
+        let unreadable = lock(&self.unreadable);
+        if unreadable.is_empty() {
+            return None;
+        }
+        [unit_key(name), schedule_key(name)].iter().find_map(|key| unreadable.get(key.as_str()).cloned())
+    }
+
+    /// All units of which a record can't be read.
+    pub(super) fn all_unreadable(&self) -> BTreeSet<UnitName> {
+        let unreadable = lock(&self.unreadable);
+        unreadable.keys().filter_map(|key| unit_of(key)).collect()
     }
 
     /// The view, for reading. The guard must not be held across an await.
@@ -213,6 +250,11 @@ impl Hub {
             },
         }
     }
+}
+
+/// The unit whose record a key is of.
+fn unit_of(key: &str) -> Option<UnitName> {
+    UnitName::parse(key.strip_prefix(UNITS).or_else(|| key.strip_prefix(SCHEDULE))?).ok()
 }
 
 fn merge(into: &mut Effects, more: Effects) {

@@ -7,7 +7,8 @@
 //! - but a unit that changes again and again uses up its turns, and then waits for others or for the clock: a flapping unit
 //!   is no flood of writes, and does not delay the others.
 
-use fleet_cluster::model::{DesiredState, UnitReport, Wanted};
+use fleet_cluster::model::{DesiredState, UnitReport};
+use fleet_link::Instruction;
 use fleet_unit::UnitName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -70,11 +71,11 @@ impl Pace {
     pub(super) fn note(
         &mut self,
         name: &UnitName,
-        wanted: Option<&Wanted>,
+        told: Option<&Instruction>,
         report: Option<&UnitReport>,
         reported: bool,
     ) {
-        if is_there(wanted, report) {
+        if is_there(told, report) {
             self.on_the_way.remove(name);
         } else {
             self.on_the_way.insert(name.clone());
@@ -138,7 +139,12 @@ impl Pace {
 }
 
 /// Whether a unit is what it should be, or can't become it.
-fn is_there(wanted: Option<&Wanted>, report: Option<&UnitReport>) -> bool {
+fn is_there(told: Option<&Instruction>, report: Option<&UnitReport>) -> bool {
+    let wanted = match told {
+        Some(Instruction::Leave) => return true,
+        Some(Instruction::Hold(wanted)) => Some(wanted),
+        None => None,
+    };
     match (wanted, report) {
         (None, None) => true,
         (None, Some(report)) => report.problem.is_some(),
@@ -158,7 +164,7 @@ fn is_there(wanted: Option<&Wanted>, report: Option<&UnitReport>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fleet_cluster::model::SystemdState;
+    use fleet_cluster::model::{SystemdState, Wanted};
     use fleet_unit::UnitFile;
 
     const STEP: Duration = Duration::from_secs(1);
@@ -167,14 +173,17 @@ mod tests {
         UnitName::parse(&format!("u{number}.service")).unwrap()
     }
 
-    fn wanted() -> Wanted {
-        let file = UnitFile::parse("[Service]\nExecStart=/bin/true\n").unwrap();
-        Wanted { file, state: DesiredState::Launched }
+    fn file() -> UnitFile {
+        UnitFile::parse("[Service]\nExecStart=/bin/true\n").unwrap()
+    }
+
+    fn wanted() -> Instruction {
+        Instruction::Hold(Wanted { file: file(), state: DesiredState::Launched })
     }
 
     fn report(active: &str) -> UnitReport {
         let systemd = SystemdState { load: "loaded".into(), active: active.into(), sub: "x".into() };
-        UnitReport { current: DesiredState::Launched, hash: wanted().file.hash(), systemd, problem: None }
+        UnitReport { current: DesiredState::Launched, hash: file().hash(), systemd, problem: None }
     }
 
     #[test]

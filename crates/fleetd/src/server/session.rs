@@ -3,7 +3,7 @@
 use super::{Server, hub::lock, pace::Pace};
 use anyhow::bail;
 use fleet_cluster::model::*;
-use fleet_link::{Ask, Beat, Chunk, FromAgent, Held, Hello, Request, ServerEnd, ToAgent};
+use fleet_link::{Ask, Beat, Chunk, FromAgent, Held, Hello, Instruction, Request, ServerEnd, ToAgent};
 use fleet_registry::records::{PresenceRecord, presence_key, put_presence, put_states};
 use fleet_registry::{Compare, LeaseId, Store, StoreError, Txn};
 use fleet_unit::UnitName;
@@ -110,7 +110,7 @@ struct Session<'a, S: Store> {
     hello: Hello,
     send: mpsc::Sender<ToAgent>,
     /// What the agent was told last.
-    told: BTreeMap<UnitName, Wanted>,
+    told: BTreeMap<UnitName, Instruction>,
     /// All that it was told of in this session: some of it may still be stopping.
     ever_told: BTreeSet<UnitName>,
     /// Where it connects from; `None` for this machine's own.
@@ -143,7 +143,11 @@ impl<S: Store> Session<'_, S> {
             tokio::time::sleep(RETRY).await;
         }
         mailbox.take();
-        self.told = self.server.hub.view().all_wanted(&self.hello.id);
+        let wanted = self.server.hub.view().all_wanted(&self.hello.id);
+        self.told = wanted.into_iter().map(|(name, wanted)| (name, wanted.into())).collect();
+        for name in self.server.hub.all_unreadable() {
+            self.told.entry(name).or_insert(Instruction::Leave);
+        }
         self.ever_told.extend(self.told.keys().cloned());
         if self.send.send(ToAgent::Snapshot(self.told.clone())).await.is_err() {
             return Ok(());
@@ -239,7 +243,10 @@ impl<S: Store> Session<'_, S> {
                 return true;
             }
             for name in std::mem::take(&mut self.untold) {
-                let wanted = view.wanted(&self.hello.id, &name);
+                let wanted = match view.wanted(&self.hello.id, &name) {
+                    Some(wanted) => Some(Instruction::Hold(wanted)),
+                    None => self.server.hub.unreadable(&name).map(|_| Instruction::Leave),
+                };
                 if wanted.as_ref() != self.told.get(&name) {
                     match &wanted {
                         Some(wanted) => {

@@ -37,6 +37,11 @@ pub enum WriteError {
     /// There is no such unit.
     #[error("unit does not exist")]
     NoUnit,
+    /// There is a record of it that makes no sense to this server.
+    #[error(
+        "its record in the registry can't be read ({0}); it is left as it is, and `fleetctl destroy` removes it"
+    )]
+    Unreadable(String),
     /// Others kept writing at the same time.
     #[error("{0} is being changed by others; try again")]
     Contended(String),
@@ -56,6 +61,9 @@ impl<S: Store> Server<S> {
         file: Option<UnitFile>,
         desired: Option<DesiredState>,
     ) -> Result<Put, WriteError> {
+        if let Some(reason) = self.hub.unreadable(name) {
+            return Err(WriteError::Unreadable(reason));
+        }
         for _ in 0..ATTEMPTS {
             let known =
                 self.hub.view().unit(name).map(|unit| (unit.file.clone(), unit.desired, unit.revision));
@@ -92,7 +100,9 @@ impl<S: Store> Server<S> {
     /// Destroys a unit: its record and its place go at once; its machine stops it and takes it away.
     pub async fn delete_unit(&self, name: &UnitName) -> Result<(), WriteError> {
         for _ in 0..ATTEMPTS {
-            let (unit, place) = {
+            let (unit, place) = if self.hub.unreadable(name).is_some() {
+                (self.stored(&unit_key(name)).await?, self.stored(&schedule_key(name)).await?)
+            } else {
                 let view = self.hub.view();
                 let Some(unit) = view.unit(name) else { return Err(WriteError::NoUnit) };
                 (unit.revision, view.place(name).map_or(0, |(_, revision)| revision))
@@ -113,6 +123,11 @@ impl<S: Store> Server<S> {
             }
         }
         Err(WriteError::Contended(name.to_string()))
+    }
+
+    /// The revision of a record, as the store has it.
+    async fn stored(&self, key: &str) -> Result<Revision, StoreError> {
+        Ok(self.store.get(key).await?.map_or(0, |entry| entry.revision))
     }
 
     /// Edits metadata of machines, all together or not at all.

@@ -8,8 +8,8 @@ use crate::wire::generated as pb;
 use crate::wire::{
     Down, MAX_UNITS, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_UP, Up, WireError, pieces, report_size,
 };
-use crate::{Beat, Chunk, FromAgent, Held, Hello, Request, ToAgent};
-use fleet_cluster::model::{UnitReport, Wanted};
+use crate::{Beat, Chunk, FromAgent, Held, Hello, Instruction, Request, ToAgent};
+use fleet_cluster::model::UnitReport;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -51,8 +51,8 @@ pub(crate) struct Pump {
     parts: Option<Parts<UnitReport>>,
     /// The next piece of an answer.
     piece: Option<Up>,
-    units: Pending<Wanted>,
-    assembler: Assembler<Wanted>,
+    units: Pending<Instruction>,
+    assembler: Assembler<Instruction>,
     /// Not yet taken by the agent.
     requests: VecDeque<Request>,
     /// Answers under way.

@@ -5,9 +5,9 @@ use super::Membership;
 use super::service::LivePlace;
 use crate::pending::{Assembler, Parts, Pending, Update};
 use crate::wire::generated as pb;
-use crate::wire::{Down, MAX_UNITS, PART_DOWN, Up, WireError, wanted_size};
-use crate::{Beat, Chunk, FromAgent, Held, Request, ToAgent};
-use fleet_cluster::model::{MachineId, UnitReport, Wanted};
+use crate::wire::{Down, MAX_UNITS, PART_DOWN, Up, WireError, instruction_size};
+use crate::{Beat, Chunk, FromAgent, Held, Instruction, Request, ToAgent};
+use fleet_cluster::model::{MachineId, UnitReport};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -69,8 +69,8 @@ pub(super) struct Pump<M> {
 pub(super) struct State {
     /// Short messages, sent before anything else.
     control: VecDeque<Down>,
-    units: Pending<Wanted>,
-    parts: Option<Parts<Wanted>>,
+    units: Pending<Instruction>,
+    parts: Option<Parts<Instruction>>,
     reports: Pending<UnitReport>,
     assembler: Assembler<UnitReport>,
     requests: HashMap<u64, mpsc::Sender<Chunk>>,
@@ -236,7 +236,7 @@ impl State {
         if self.parts.is_none() {
             self.parts = self.units.take().map(Parts::of);
         }
-        let (part, last) = self.parts.as_mut()?.next(PART_DOWN, wanted_size);
+        let (part, last) = self.parts.as_mut()?.next(PART_DOWN, instruction_size);
         if last {
             self.parts = None;
             for (updates, _) in &mut self.behind {

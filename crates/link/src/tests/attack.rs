@@ -149,7 +149,7 @@ async fn an_agent_that_does_not_read_is_cut_off() {
     let file = UnitFile::parse(&format!("[Service]\n{}", "# text\n".repeat(100_000))).unwrap();
     let units = (0..20).map(|n| {
         let wanted = Wanted { file: file.clone(), state: DesiredState::Loaded };
-        (unit(&format!("{n}.service")), wanted)
+        (unit(&format!("{n}.service")), wanted.into())
     });
     server.tell(ToAgent::Snapshot(units.collect())).await;
     assert_eq!(server.next().await, None);

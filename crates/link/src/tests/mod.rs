@@ -242,9 +242,9 @@ fn unit(name: &str) -> UnitName {
     UnitName::parse(name).unwrap()
 }
 
-fn wanted(command: &str) -> Wanted {
+fn wanted(command: &str) -> Instruction {
     let file = UnitFile::parse(&format!("[Service]\nExecStart={command}\n")).unwrap();
-    Wanted { file, state: DesiredState::Launched }
+    Wanted { file, state: DesiredState::Launched }.into()
 }
 
 fn report(sub: &str) -> UnitReport {

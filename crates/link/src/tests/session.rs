@@ -108,7 +108,10 @@ async fn a_beat_is_answered_behind_what_was_told_before() {
         let text = format!("[Service]\n{}", "# text\n".repeat(100_000));
         let file = UnitFile::parse(&text).unwrap();
         let of = |number: usize| {
-            (unit(&format!("u{number}.service")), Wanted { file: file.clone(), state: DesiredState::Loaded })
+            (
+                unit(&format!("u{number}.service")),
+                Wanted { file: file.clone(), state: DesiredState::Loaded }.into(),
+            )
         };
         match round % 50 {
             0 => {
@@ -142,7 +145,8 @@ async fn a_large_snapshot_comes_in_parts_and_arrives_whole() {
         let size: usize = [10, 100_000, 700_000, (1 << 20) - 20][number % 4];
         let text = format!("[Service]\n{}", "# text\n".repeat(size.saturating_sub(10) / 7));
         let file = UnitFile::parse(&text).unwrap();
-        units.insert(unit(&format!("u{number}.service")), Wanted { file, state: DesiredState::Loaded });
+        units
+            .insert(unit(&format!("u{number}.service")), Wanted { file, state: DesiredState::Loaded }.into());
     }
     let reports: BTreeMap<_, _> =
         (0..5000).map(|number| (unit(&format!("u{number}.service")), report("running"))).collect();

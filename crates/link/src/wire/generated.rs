@@ -116,6 +116,9 @@ pub struct UnitEntry {
     /// Absent: no longer to be held.
     #[prost(message, optional, tag = "2")]
     pub wanted: ::core::option::Option<Wanted>,
+    /// Nothing is known of it now: to be left as it is. Without `wanted`.
+    #[prost(bool, tag = "3")]
+    pub leave: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Wanted {

@@ -9,7 +9,7 @@
 //! is needed for what an older peer would misunderstand; fields it may ignore need none.
 
 use crate::pending::Part;
-use crate::{Ask, Chunk, Hello};
+use crate::{Ask, Chunk, Hello, Instruction};
 use fleet_cluster::model::{DesiredState, Machine, MachineId, SystemdState, UnitReport, Wanted};
 use fleet_unit::{Hash, UnitFile, UnitName};
 use std::{fmt, time::Duration};
@@ -97,7 +97,7 @@ pub(crate) enum Up {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Down {
     Welcome { protocol: u32 },
-    Units(Part<Wanted>),
+    Units(Part<Instruction>),
     Held { number: u64, ttl: Duration },
     Request { number: u64, credit: u32, ask: Ask },
     Credit { number: u64, pieces: u32 },
@@ -174,12 +174,17 @@ impl Down {
                 entries: part
                     .entries
                     .into_iter()
-                    .map(|(name, wanted)| pb::UnitEntry {
-                        name: name.as_str().to_owned(),
-                        wanted: wanted.map(|wanted| pb::Wanted {
+                    .map(|(name, instruction)| {
+                        let (wanted, leave) = match instruction {
+                            None => (None, false),
+                            Some(Instruction::Leave) => (None, true),
+                            Some(Instruction::Hold(wanted)) => (Some(wanted), false),
+                        };
+                        let wanted = wanted.map(|wanted| pb::Wanted {
                             file: wanted.file.text().to_owned(),
                             state: encode_state(wanted.state).into(),
-                        }),
+                        });
+                        pb::UnitEntry { name: name.as_str().to_owned(), wanted, leave }
                     })
                     .collect(),
             }),
@@ -224,8 +229,11 @@ impl Down {
                 for (index, entry) in units.entries.into_iter().enumerate() {
                     let field = |name: &str| format!("units.entries[{index}].{name}");
                     let name = unit(field("name"), &entry.name)?;
-                    let wanted = match entry.wanted {
-                        Some(wanted) => Some(Wanted {
+                    let instruction = match entry.wanted {
+                        Some(_) if entry.leave => {
+                            return wrong(field("leave"), "with a file of what is to be left as it is");
+                        }
+                        Some(wanted) => Some(Instruction::Hold(Wanted {
                             file: UnitFile::parse(&wanted.file).or_else(|error| {
                                 wrong(field("wanted.file"), format!("unit {name}: {error}"))
                             })?,
@@ -235,10 +243,10 @@ impl Down {
                                 }
                                 state => state,
                             },
-                        }),
-                        None => None,
+                        })),
+                        None => entry.leave.then_some(Instruction::Leave),
                     };
-                    entries.push((name, wanted));
+                    entries.push((name, instruction));
                 }
                 Down::Units(part(snapshot, units.first, units.last, entries))
             }
@@ -270,8 +278,12 @@ impl Down {
 }
 
 /// About how many bytes a unit takes in a message.
-pub(crate) fn wanted_size(name: &UnitName, wanted: Option<&Wanted>) -> usize {
-    name.as_str().len() + wanted.map_or(0, |wanted| wanted.file.text().len()) + 32
+pub(crate) fn instruction_size(name: &UnitName, instruction: Option<&Instruction>) -> usize {
+    let text = match instruction {
+        Some(Instruction::Hold(wanted)) => wanted.file.text().len(),
+        Some(Instruction::Leave) | None => 0,
+    };
+    name.as_str().len() + text + 32
 }
 
 /// About how many bytes a report takes in a message.

@@ -17,9 +17,10 @@ fn file() -> impl Strategy<Value = UnitFile> {
         .prop_map(|text| UnitFile::parse(&text).unwrap())
 }
 
-fn wanted() -> impl Strategy<Value = Wanted> {
-    (file(), prop_oneof![Just(DesiredState::Loaded), Just(DesiredState::Launched)])
-        .prop_map(|(file, state)| Wanted { file, state })
+fn instruction() -> impl Strategy<Value = Instruction> {
+    let hold = (file(), prop_oneof![Just(DesiredState::Loaded), Just(DesiredState::Launched)])
+        .prop_map(|(file, state)| Instruction::Hold(Wanted { file, state }));
+    prop_oneof![4 => hold, 1 => Just(Instruction::Leave)]
 }
 
 fn report() -> impl Strategy<Value = UnitReport> {
@@ -89,7 +90,7 @@ fn up() -> impl Strategy<Value = Up> {
 fn down() -> impl Strategy<Value = Down> {
     prop_oneof![
         (OLDEST_PROTOCOL..=NEWEST_PROTOCOL).prop_map(|protocol| Down::Welcome { protocol }),
-        part(wanted()).prop_map(Down::Units),
+        part(instruction()).prop_map(Down::Units),
         any::<[u64; 2]>().prop_map(|[number, ms]| Down::Held { number, ttl: Duration::from_millis(ms) }),
         (any::<u64>(), any::<u32>(), ask()).prop_map(|(number, credit, ask)| Down::Request {
             number,
@@ -236,6 +237,7 @@ fn a_server_can_not_ask_for_what_makes_no_sense() {
             entries: vec![pb::UnitEntry {
                 name: "a.service".to_owned(),
                 wanted: Some(pb::Wanted { file: file.to_owned(), state }),
+                leave: false,
             }],
             ..Default::default()
         })),
@@ -276,13 +278,13 @@ fn the_largest_unit_fits_into_a_message() {
         .map(|n| {
             (
                 UnitName::parse(&format!("{n}.service")).unwrap(),
-                Wanted { file: file.clone(), state: DesiredState::Loaded },
+                Instruction::Hold(Wanted { file: file.clone(), state: DesiredState::Loaded }),
             )
         })
         .collect();
     let mut parts = crate::pending::Parts::of(crate::pending::Update::Snapshot(units));
     loop {
-        let (part, last) = parts.next(PART_DOWN, wanted_size);
+        let (part, last) = parts.next(PART_DOWN, instruction_size);
         assert!(Down::Units(part).encode().encoded_len() <= MAX_DOWN);
         if last {
             break;

@@ -2,7 +2,8 @@
 
 use crate::server::peers::{LEADER, Leader};
 use crate::server::{Server, ServerConfig};
-use fleet_cluster::model::{DesiredState, MachineId};
+use fleet_cluster::model::{DesiredState, Machine, MachineId};
+use fleet_link::{Hello, Instruction, ToAgent};
 use fleet_registry::{Compare, EmbeddedStore, Op, Store, StoreError, Txn};
 use fleet_unit::{UnitFile, UnitName};
 use std::time::Duration;
@@ -19,7 +20,7 @@ fn server(
 ) -> (Server<EmbeddedStore>, CancellationToken) {
     let config = ServerConfig {
         machine: MachineId::parse(&format!("{number:032x}")).unwrap(),
-        agent_ttl: Duration::from_secs(1),
+        agent_ttl: Duration::from_secs(60),
         disable_engine: false,
         shared_registry: true,
         address: Some(format!("10.0.0.{number}:4919")),
@@ -59,6 +60,38 @@ async fn one_server_leads_and_another_follows_it() {
     for (_, cancel) in servers {
         cancel.cancel();
     }
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_no_instruction() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(directory.path()).unwrap();
+    store.commit(Txn::of(Op::put("unit/odd.service", "{\"format\":99}"))).await.unwrap();
+    let mut tasks = Tasks::new();
+    let (server, cancel) = server(&store, 1, &mut tasks);
+    server.hub().reached(1).await;
+    let hello = Hello { id: MachineId::parse(&"a".repeat(32)).unwrap(), machine: Machine::default() };
+    let (server_end, mut agent) = fleet_link::local(hello);
+    let session = {
+        let server = server.clone();
+        tokio::spawn(async move { server.serve_agent(server_end).await })
+    };
+    let odd = UnitName::parse("odd.service").unwrap();
+    let Some(ToAgent::Snapshot(told)) = agent.receive.recv().await else { panic!("no snapshot") };
+    assert_eq!(told, [(odd.clone(), Instruction::Leave)].into());
+    // It is not written over, but can be taken away; then the machine may do so, too.
+    let file = UnitFile::parse("[Service]\nExecStart=/bin/true\n").unwrap();
+    let refused = server.put_unit(&odd, Some(file), Some(DesiredState::Launched)).await.unwrap_err();
+    assert!(refused.to_string().contains("can't be read"), "{refused}");
+    server.delete_unit(&odd).await.unwrap();
+    let Some(ToAgent::Changes(told)) = agent.receive.recv().await else { panic!("no change") };
+    assert_eq!(told, [(odd, None)].into());
+    cancel.cancel();
+    session.await.unwrap().unwrap();
     while let Some(ended) = tasks.join_next().await {
         ended.unwrap().unwrap();
     }
