@@ -37,6 +37,8 @@
 //! | launched | this text       | no               | live                | Adopt |
 //! | launched | this text       | no               | not live            | Start |
 //!
+//! When a stop job of fleet has ended well, fleet no longer holds the unit started, whatever is wanted by then.
+//!
 //! After a restart of fleetd files and marks (*started by fleet*) are as they were, so a unit that is as wanted
 //! rests. After a boot of the machine both are gone, and it is installed and started. Where the original fleet left
 //! files and no marks, what runs is adopted.

@@ -208,6 +208,28 @@ async fn a_hanging_start_can_be_stopped() {
     rig.end().await;
 }
 
+/// As when a machine comes back after an outage: its unit was placed elsewhere, and is placed here again at once.
+#[tokio::test(start_paused = true)]
+async fn a_unit_wanted_again_while_it_stops_is_started_again() {
+    let mut rig = Rig::new(MemorySystemd::default()).await;
+    let a = name("a.service");
+    rig.snapshot(&[("a.service", wanted(SLEEP, DesiredState::Launched))]).await;
+    rig.until("launched", |r| r.get(&a).is_some_and(|r| r.current == CurrentState::Launched)).await;
+    rig.systemd.behave(&a, Behaviour::Works, Behaviour::Hangs);
+    rig.change("a.service", None).await;
+    rig.until_active("a.service", "deactivating").await;
+    rig.change("a.service", Some(wanted(SLEEP, DesiredState::Launched))).await;
+    rig.quiet().await;
+    rig.systemd.behave(&a, Behaviour::Works, Behaviour::Works);
+    rig.quiet().await;
+    rig.until("launched again", |r| {
+        r[&a].current == CurrentState::Launched && r[&a].systemd.active == "active"
+    })
+    .await;
+    assert_eq!(rig.systemd.jobs(&a), (2, 1));
+    rig.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_changed_file_is_reloaded_once_per_batch() {
     let mut rig = Rig::new(MemorySystemd::default()).await;

@@ -103,7 +103,10 @@ impl Machine {
                 self.actual = state("active");
                 self.observed.launched = self.starting.take();
             }
-            Some(Job::Stop) => self.actual = state("inactive"),
+            Some(Job::Stop) => {
+                self.actual = state("inactive");
+                self.observed.launched = None;
+            }
             None => {}
         }
         self.observed.systemd = None;
@@ -236,7 +239,7 @@ fn a_changed_unit_is_stopped_with_its_old_file() {
     machine.settle(Some(&new));
     let steps: Vec<_> =
         machine.steps.into_iter().filter(|step| !matches!(step, Step::Ask | Step::Rest)).collect();
-    assert_eq!(steps, [Step::Stop, Step::Release, Step::Install, Step::Start(new.file.hash())]);
+    assert_eq!(steps, [Step::Stop, Step::Install, Step::Start(new.file.hash())]);
 }
 
 #[test]
@@ -259,7 +262,7 @@ fn an_unwanted_unit_is_stopped_and_then_removed() {
     machine.settle(Some(&wanted(0, DesiredState::Launched)));
     machine.steps.clear();
     machine.settle(None);
-    assert_eq!(machine.steps, [Step::Stop, Step::Rest, Step::Ask, Step::Release, Step::Remove, Step::Forget]);
+    assert_eq!(machine.steps, [Step::Stop, Step::Rest, Step::Ask, Step::Remove, Step::Forget]);
     assert_eq!(report(None, &machine.observed, None), None);
 }
 

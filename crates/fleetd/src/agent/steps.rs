@@ -40,6 +40,7 @@ impl<S: Systemd> Agent<S> {
         slot.observed.job = None;
         slot.observed.systemd = None;
         self.dirty.insert(name.clone());
+        let stopped = job == Job::Stop && matches!(result, Ok(JobResult::Done));
         match (job, result) {
             (_, Err(error)) => return self.fail(&name, error.to_string()),
             (Job::Stop, Ok(JobResult::Failed(word))) => {
@@ -60,6 +61,9 @@ impl<S: Systemd> Agent<S> {
         if job == Job::Start {
             // Also after a failure: it was started as it was asked to be, and the outcome is reported, not repeated.
             self.mark(name, Some(hash)).await;
+        } else if stopped {
+            // If it is wanted launched again by now, that takes a new start.
+            self.mark(name, None).await;
         }
     }
 
