@@ -1,10 +1,11 @@
 //! The event stream, `GET /fleet/v1/events` (server-sent events).
 //!
-//! Query: `unitName` (any number; none: all), `snapshot=1` (first one event for everything there is, then one `ready`
+//! Query: `unitName` (any number; none: all units, machines and notices), `machines=1` (machines and notices, too, though units are named),
+//! `snapshot=1` (first one event for everything there is, then one `ready`
 //! event), `since=REVISION` or the header `Last-Event-ID` (everything after that revision; when that is no longer kept, the
 //! stream begins with a `reset` event: list anew). Every event has its revision as `id:`, its kind as `event:` and an
 //! [`Event`] as JSON in `data:`. A comment line is sent every 15 s so that a dead connection is noticed.
-use crate::types::{Explanation, Machine, UnitState};
+use crate::types::{Explanation, Machine, Notice, UnitState};
 use serde::{Deserialize, Serialize};
 
 /// What happened, or (in the snapshot) what is.
@@ -23,6 +24,13 @@ pub enum Event {
     /// A machine is gone.
     MachineGone {
         /// Its ID.
+        id: String,
+    },
+    /// Something about the cluster as a whole that its operators should know.
+    Notice(Notice),
+    /// That is over.
+    NoticeGone {
+        /// The ID of the notice.
         id: String,
     },
     /// The snapshot is complete.

@@ -60,12 +60,71 @@ pub struct UnitState {
 #[serde(default)]
 #[allow(missing_docs)]
 pub struct Machine {
+    /// Ours: no new unit is placed there.
+    #[serde(skip_serializing_if = "is_not_set")]
+    pub cordoned: bool,
+    /// Ours: its units are to move away; no new unit is placed there either.
+    #[serde(skip_serializing_if = "is_not_set")]
+    pub draining: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub id: String,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
     #[serde(rename = "primaryIP", skip_serializing_if = "String::is_empty")]
     pub primary_ip: String,
+}
+
+/// Flags that are not set are left out, so that machines look as the original's.
+fn is_not_set(flag: &bool) -> bool {
+    !flag
+}
+
+/// Ours: how far the units of a machine have moved away; before a drain, how that would go. `GET machines/ID/drain`. Global units are
+/// in no list: they stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Drain {
+    /// Whether the machine is marked to be drained.
+    pub draining: bool,
+    /// The machine.
+    #[serde(rename = "machineID")]
+    pub machine_id: String,
+    /// Units taken off that still run, or are being stopped, there.
+    pub stopping: Vec<String>,
+    /// Units that fit elsewhere and go when it is their turn.
+    pub to_move: Vec<String>,
+    /// Units that stay because they have nowhere to go.
+    pub undrained: Vec<Undrained>,
+}
+
+/// Ours: a unit that has nowhere to go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Undrained {
+    /// The unit.
+    pub name: String,
+    /// Why it does not fit, for each other machine.
+    pub reasons: Vec<Reason>,
+}
+
+/// Ours: something about the cluster as a whole that its operators should know, for as long as it lasts; `GET notices`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Notice {
+    /// What it is: `massLoss`, many machines vanished at once and their units are placed elsewhere a few at a time.
+    pub id: String,
+    /// Since when, seconds since 1970.
+    pub since: i64,
+    /// In words for people.
+    pub text: String,
+}
+
+/// Ours: `GET notices`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct NoticeList {
+    pub notices: Vec<Notice>,
 }
 
 /// Ours: why a unit is not (yet) what it should be; `GET units/NAME/explain`.
@@ -75,6 +134,9 @@ pub struct Machine {
 pub struct Explanation {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub current_state: String,
+    /// Why it is not placed (elsewhere) yet, though a machine fits.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub delayed: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub desired_state: String,
     #[serde(rename = "machineID", skip_serializing_if = "String::is_empty")]
@@ -180,6 +242,9 @@ pub struct Member {
     /// Its ID.
     #[serde(rename = "machineID")]
     pub machine_id: String,
+    /// Whether it was removed and has not heard so yet, or has not stopped its units yet.
+    #[serde(skip_serializing_if = "is_not_set")]
+    pub removed: bool,
 }
 
 /// Ours: `GET members`.

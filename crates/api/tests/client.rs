@@ -203,7 +203,7 @@ async fn members_are_listed_and_removed() {
     })
     .await;
     let client = client(&address);
-    let member = Member { machine_id: "m1".into(), joined: 1_795_300_000, connected: true };
+    let member = Member { machine_id: "m1".into(), joined: 1_795_300_000, connected: true, removed: false };
     assert_eq!(client.members().await.unwrap(), [member]);
     assert!(client.delete_machine("m1").await.unwrap());
     assert!(!client.delete_machine("m2").await.unwrap());
@@ -412,6 +412,7 @@ async fn events_come_with_their_ids() {
     .await;
     let query = EventQuery {
         units: vec!["a.service".into(), "b@1.service".into()],
+        machines: false,
         snapshot: true,
         since: Some("4".into()),
     };

@@ -241,6 +241,17 @@ impl Engine {
         self.mass_loss.take()
     }
 
+    /// Whether many machines vanished at once and that still holds up their units.
+    pub fn is_mass_loss(&self) -> bool {
+        self.losses.is_mass()
+    }
+
+    /// All units that fit somewhere and are not placed there yet, with the reason.
+    pub fn delays(&self) -> impl Iterator<Item = (&UnitName, Delay)> {
+        let names = self.deferred.iter().chain(self.isolated.keys()).chain(&self.paced);
+        names.filter_map(|name| Some((name, self.delay(name)?)))
+    }
+
     /// Why a unit that fits somewhere is not placed there yet, if the engine delays that.
     pub fn delay(&self, name: &UnitName) -> Option<Delay> {
         if self.deferred.contains(name) {

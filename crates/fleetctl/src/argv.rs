@@ -432,8 +432,14 @@ mod tests {
         run("--full machine list -o json", "machine list --full --format=json");
         run("machine metadata 4a1 disk=ssd region-", "machine metadata -- 4a1 disk=ssd region-");
         run("-- machine remove -x", "machine remove -- -x");
-        assert_eq!(refused("machine"), "machine needs a command: list, remove, metadata");
-        assert_eq!(refused("machine --full"), "machine needs a command: list, remove, metadata");
+        assert_eq!(
+            refused("machine"),
+            "machine needs a command: list, remove, cordon, uncordon, drain, metadata"
+        );
+        assert_eq!(
+            refused("machine --full"),
+            "machine needs a command: list, remove, cordon, uncordon, drain, metadata"
+        );
         assert_eq!(
             refused("machine lst"),
             "unknown command \"lst\" for \"fleetctl machine\"\n\nDid you mean this?\n\tlist\n"

@@ -161,7 +161,7 @@ pub(crate) enum Command {
     /// Make, list and revoke the tokens with which machines join the cluster
     #[command(subcommand)]
     JoinToken(JoinToken),
-    /// List machines, edit their metadata, remove them from the cluster
+    /// List machines, edit their metadata, drain them, remove them from the cluster
     #[command(subcommand)]
     Machine(Machine),
     /// Deprecated: signed units are no longer supported
@@ -239,17 +239,28 @@ pub(crate) enum Machine {
     /// List the machines that joined, and those that are there
     #[command(long_about = "List the machines that joined, and those that are there.\n\n\
         JOINED is when a machine joined with a token; servers need none. STATE is up; lost: its connection is \
-        gone, and its units are placed elsewhere when agent_ttl is over; gone: that has happened; or joining: it \
-        is connected, and not yet taken into account.")]
+        gone, and its units are placed elsewhere when agent_ttl is over; gone: that has happened; joining: it \
+        is connected, and not yet taken into account; or removed: it has not yet stopped its units. Beside up \
+        stands cordoned, if it takes no new units, or draining, if its units are to move away.")]
     List(ListMembers),
     /// Remove machines from the cluster: their credentials are revoked, their units go elsewhere
     #[command(
         long_about = "Remove machines from the cluster: their credentials are revoked, their units go elsewhere.\n\n\
-        The connection of a removed machine is closed and its metadata edits are forgotten. Its units are placed \
-        elsewhere when its presence ends (agent_ttl). fleet does not stop what runs there any more. To join again \
-        it needs a new token."
+        A removed machine stops its units, then they are placed elsewhere; its metadata edits are forgotten. If it \
+        is out of reach its units are placed elsewhere, and it stops them when it comes back. To join again it needs \
+        a new token."
     )]
     Remove(RemoveMachines),
+    /// Let machines take no new units; what is there stays
+    Cordon(MarkMachines),
+    /// Let machines take new units again; this ends a drain, too
+    Uncordon(MarkMachines),
+    /// Move the units of a machine to others
+    #[command(long_about = "Move the units of a machine to others.\n\n\
+        A few at a time, units are stopped there and then started elsewhere. Says of each where it went. Units that \
+        fit nowhere else stay and run on: they are listed with the reasons, and the command exits with 1. Global \
+        units stay. The machine takes no new units until it is uncordoned, also when the command ends before.")]
+    Drain(DrainMachine),
     /// Edit the metadata of a machine; units whose requirements it breaks go elsewhere
     #[command(override_usage = "fleetctl machine metadata [OPTIONS] MACHINE {KEY=VALUE|KEY-}...")]
     Metadata(EditMetadata),
@@ -259,6 +270,26 @@ pub(crate) enum Machine {
 pub(crate) struct ListMembers {
     #[command(flatten)]
     pub(crate) table: Table,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct MarkMachines {
+    /// IDs of machines, or what they begin with
+    #[arg(value_name = "MACHINE")]
+    pub(crate) machines: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DrainMachine {
+    /// Stop waiting after this long, such as 90s or 5m, list what is left, and exit with 1
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) deadline: Option<Duration>,
+    /// Do not wait
+    #[arg(long)]
+    pub(crate) no_block: bool,
+    /// The machine, by its ID or what that begins with
+    #[arg(value_name = "MACHINE", required = true)]
+    pub(crate) machine: String,
 }
 
 #[derive(Args, Debug)]
@@ -294,7 +325,7 @@ pub(crate) struct Table {
 
 #[derive(Args, Debug)]
 pub(crate) struct ListMachines {
-    /// Columns: machine, ip, metadata
+    /// Columns: machine, ip, metadata, state
     #[arg(long, value_name = "COLUMNS", default_value = "machine,ip,metadata")]
     pub(crate) fields: String,
     #[command(flatten)]

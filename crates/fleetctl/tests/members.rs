@@ -32,6 +32,25 @@ fn cluster() -> (Server, Arc<Mutex<Vec<String>>>) {
                 (200, json!({"machines": [first, second]}))
             }
             ("GET", None) if path == "members" => (200, json!({"members": members})),
+            ("GET", None) if path == "notices" => (200, json!({"notices": []})),
+            ("PUT" | "DELETE", Some(("machines", mark)))
+                if mark.ends_with("/cordon") || mark.ends_with("/drain") =>
+            {
+                if mark.starts_with(THIRD) {
+                    missing("machine is not in this cluster")
+                } else {
+                    (204, Value::Null)
+                }
+            }
+            ("GET", Some(("machines", drain))) if drain.ends_with("/drain") => {
+                let reasons = [
+                    json!({"machineID": FIRST, "reason": "it is cordoned"}),
+                    json!({"machineID": THIRD, "reason": "its metadata has no disk"}),
+                ];
+                let stuck = json!([{"name": "a.service", "reasons": reasons}]);
+                let undrained = if drain.starts_with(SECOND) { stuck } else { json!([]) };
+                (200, json!({"draining": true, "stopping": [], "toMove": [], "undrained": undrained}))
+            }
             ("GET", None) if path == "join-tokens" => {
                 let old =
                     json!({"id": "b2", "created": 1_795_200_000, "expires": 1_795_300_000, "usesLeft": 1});
@@ -150,6 +169,60 @@ fn machines_are_removed() {
     assert_eq!((out.as_str(), code), ("", 1));
     assert!(err.starts_with("Machine 4a1e77d0.../172.30.7.12 has no credentials to revoke"), "{err}");
     assert_eq!(server.fleetctl(&["machine", "remove"]).2, 2);
+}
+
+#[test]
+fn machines_are_cordoned() {
+    let (server, changes) = cluster();
+    assert_eq!(
+        good(&server, &["machine", "cordon", "4a1e7", FIRST]),
+        "Machine 4a1e0c2f.../172.30.7.11 is cordoned: it takes no new units, what is there stays\n\
+         Machine 4a1e77d0.../172.30.7.12 is cordoned: it takes no new units, what is there stays\n"
+    );
+    assert_eq!(taken(&changes), [FIRST, SECOND].map(|id| format!("PUT machines/{id}/cordon ")));
+    assert_eq!(
+        good(&server, &["machine", "uncordon", "4a1e7"]),
+        "Machine 4a1e77d0.../172.30.7.12 takes new units\n"
+    );
+    assert_eq!(taken(&changes), [format!("DELETE machines/{SECOND}/cordon ")]);
+    let said: Value =
+        serde_json::from_str(&good(&server, &["-o=json", "machine", "cordon", "4a1e7"])).unwrap();
+    assert_eq!(said, json!([{"machineID": SECOND, "cordoned": true}]));
+    let (out, err, code) = server.fleetctl(&["machine", "cordon", "4a1e7", "4a"]);
+    assert_eq!((out.as_str(), code), ("", 1));
+    assert!(err.ends_with("No machine was cordoned.\n"), "{err}");
+    let (_, err, code) = server.fleetctl(&["machine", "uncordon", "c9"]);
+    assert_eq!((err.as_str(), code), ("Machine c93b5f08... is not in the cluster (any more).\n", 1));
+    assert_eq!(server.fleetctl(&["machine", "cordon"]).2, 2);
+}
+
+#[test]
+fn what_cannot_be_drained_is_listed() {
+    let (server, changes) = cluster();
+    assert_eq!(
+        good(&server, &["machine", "drain", "4a1e0"]),
+        "Machine 4a1e0c2f.../172.30.7.11 is drained: 0 units moved\n"
+    );
+    assert_eq!(taken(&changes), [format!("PUT machines/{FIRST}/drain ")]);
+    let (out, err, code) = server.fleetctl(&["machine", "drain", "4a1e7", "--deadline=1m"]);
+    assert_eq!((out.as_str(), code), ("", 1));
+    assert_eq!(
+        err,
+        "Machine 4a1e77d0.../172.30.7.12 is not drained: 1 unit is left that can't go anywhere else:\n  \
+         a.service: it is cordoned (4a1e0c2f.../172.30.7.11); its metadata has no disk (c93b5f08...)\n\
+         It goes on being drained: no unit comes, and those that can go later will. \
+         fleetctl machine uncordon 4a1e77d0 ends that.\n"
+    );
+    let (out, _, code) = server.fleetctl(&["machine", "drain", "4a1e7", "-o", "json"]);
+    let said: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&said[0]["name"], &said[0]["moved"], code), (&json!("a.service"), &json!(false), 1));
+    assert_eq!(said[0]["reasons"][0], json!({"machineID": FIRST, "reason": "it is cordoned"}));
+    assert_eq!(
+        good(&server, &["machine", "drain", "4a1e7", "--no-block"]),
+        "Triggered drain of machine 4a1e77d0.../172.30.7.12\n"
+    );
+    assert_eq!(server.fleetctl(&["machine", "drain", "c9"]).2, 1);
+    assert_eq!(server.fleetctl(&["machine", "drain"]).2, 2);
 }
 
 #[test]

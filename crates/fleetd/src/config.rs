@@ -114,6 +114,10 @@ pub struct Config {
     pub metadata: BTreeMap<String, String>,
     /// For how long a machine may be silent before it is taken for dead.
     pub agent_ttl: Duration,
+    /// Many machines are more than this part of all: numerator and denominator.
+    pub mass_loss_fraction: (u32, u32),
+    /// When many machines vanish at once, so many of their units are placed elsewhere in each period of this length.
+    pub mass_loss_rate: (usize, Duration),
     /// How often the engine looks at everything, as a net below its work on changes.
     pub engine_reconcile_interval: Duration,
     /// The number of entries on a page of the API.
@@ -210,7 +214,7 @@ pub enum ConfigError {
 }
 
 /// Every key there is, in the order of docs/CONFIGURATION.md.
-pub const KEYS: [&str; 27] = [
+pub const KEYS: [&str; 29] = [
     "verbosity",
     "etcd_servers",
     "etcd_username",
@@ -224,6 +228,8 @@ pub const KEYS: [&str; 27] = [
     "public_ip",
     "metadata",
     "agent_ttl",
+    "mass_loss_fraction",
+    "mass_loss_rate",
     "units_directory",
     "systemd_user",
     "token_limit",
@@ -485,6 +491,8 @@ impl Options {
             public_ip: self.read("public_ip", None, |text| address(text).map(Some))?,
             metadata: self.metadata(),
             agent_ttl: self.read("agent_ttl", Duration::from_secs(30), agent_ttl)?,
+            mass_loss_fraction: self.read("mass_loss_fraction", (1, 3), fraction)?,
+            mass_loss_rate: self.read("mass_loss_rate", (10, Duration::from_secs(1)), rate)?,
             engine_reconcile_interval: self.read(
                 "engine_reconcile_interval",
                 Duration::from_secs(2),
@@ -675,6 +683,32 @@ fn agent_ttl(text: &str) -> Result<Duration, String> {
         return Err(format!("{} is too long; at most 24h is possible", shown(text)));
     }
     Ok(ttl)
+}
+
+/// A part of a whole, as `1/3` or `0.33`; more than none and at most all.
+fn fraction(text: &str) -> Result<(u32, u32), String> {
+    /// What a decimal number is a multiple of: one part of so many.
+    const PARTS: u32 = 1_000_000;
+    let parsed = match text.split_once('/') {
+        Some((part, of)) => part.trim().parse().ok().zip(of.trim().parse().ok()),
+        None => {
+            let number = text.trim().parse().ok().filter(|number| (0.0..=1.0).contains(number));
+            number.map(|number: f64| ((number * f64::from(PARTS)).round() as u32, PARTS))
+        }
+    };
+    match parsed {
+        Some((part, of)) if 0 < part && part <= of => Ok((part, of)),
+        _ => Err(format!("{} is no part of all machines (1/3 or 0.33; at most 1)", shown(text))),
+    }
+}
+
+/// So many a second: as many as fit into one, or one in as many seconds as it takes.
+fn rate(text: &str) -> Result<(usize, Duration), String> {
+    let number = text.trim().parse().ok().filter(|number| (0.01..=100_000.0).contains(number));
+    let number: f64 =
+        number.ok_or_else(|| format!("{} is no number of units a second (0.01 to 100000)", shown(text)))?;
+    let units = number.ceil();
+    Ok((units as usize, Duration::from_secs_f64(units / number)))
 }
 
 fn page_size(text: &str) -> Result<usize, String> {

@@ -8,7 +8,7 @@ use crate::identity::{self, IdentityFiles};
 use crate::server::{Server, ServerConfig};
 use crate::{address, listen, logging, notify::Notifier};
 use anyhow::{Context, bail};
-use fleet_cluster::model::Machine;
+use fleet_cluster::{engine::Policy, model::Machine};
 use fleet_link::{AgentEnd, Hello, KeepAlive, dial::Dialer, serve};
 use fleet_registry::{EmbeddedStore, Store, embedded};
 use fleet_systemd::dbus::{Directories, SystemdHost};
@@ -193,6 +193,7 @@ impl Daemon {
         let server_config = ServerConfig {
             machine: self.hello.id.clone(),
             agent_ttl: config.agent_ttl,
+            policy: policy(config),
             disable_engine: config.disable_engine,
             shared_registry: false,
             address: None,
@@ -341,6 +342,13 @@ impl Daemon {
             warn!("some connections did not end in time");
         }
     }
+}
+
+/// How carefully units are moved.
+fn policy(config: &Config) -> Policy {
+    let (pace_units, pace_period) = config.mass_loss_rate;
+    let mass_loss = config.mass_loss_fraction;
+    Policy { mass_loss, pace_units, pace_period, ..Policy::for_ttl(config.agent_ttl) }
 }
 
 /// The session between this fleetd's server and its own agent, begun again should it break.

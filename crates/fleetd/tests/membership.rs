@@ -1,11 +1,12 @@
 //! Sessions of machines that joined, and of one that was removed at the worst moment.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use fleet_cluster::engine::Policy;
 use fleet_cluster::model::{Machine, MachineId};
 use fleet_link::ca::MachineKey;
 use fleet_link::serve::{Joining, Membership};
 use fleet_link::token::Terms;
-use fleet_link::{Hello, ServerEnd, ToAgent, local};
+use fleet_link::{FromAgent, Hello, ServerEnd, ToAgent, local};
 use fleet_registry::EmbeddedStore;
 use fleetd::server::{Server, ServerConfig};
 use std::time::Duration;
@@ -26,6 +27,7 @@ async fn a_machine_removed_while_its_session_begins_gets_none() {
     let config = ServerConfig {
         machine: machine(1),
         agent_ttl: Duration::from_secs(30),
+        policy: Policy::for_ttl(Duration::from_secs(30)),
         disable_engine: true,
         shared_registry: false,
         address: None,
@@ -50,11 +52,14 @@ async fn a_machine_removed_while_its_session_begins_gets_none() {
         let server = server.clone();
         (tokio::spawn(async move { server.serve_agent(end).await }), agent)
     };
-    // As a member it is told what it has to hold, until it is removed.
+    // As a member it is told what it has to hold; when it is removed, once more that this is nothing.
     let (served, mut agent) = session();
     let first = timeout(DEADLINE, agent.receive.recv()).await.unwrap();
     assert!(matches!(first, Some(ToAgent::Snapshot(units)) if units.is_empty()));
+    agent.send.send(FromAgent::Snapshot(Default::default())).await.unwrap();
     server.remove_machine(&machine(2)).await.unwrap();
+    let last = timeout(DEADLINE, agent.receive.recv()).await.unwrap();
+    assert!(matches!(last, Some(ToAgent::Snapshot(units)) if units.is_empty()));
     timeout(DEADLINE, served).await.unwrap().unwrap().unwrap();
     assert!(timeout(DEADLINE, agent.receive.recv()).await.unwrap().is_none());
     // As who was admitted and removed before its session began it is told nothing.

@@ -14,8 +14,8 @@ pub use stream::{EventStream, JournalStream};
 pub use transport::{ByteStream, Connecting, Connector};
 
 use crate::types::{
-    Explanation, JoinToken, JoinTokenList, JoinTokenRequest, Machine, MachinePage, Member, MemberList,
-    MetadataOp, NewJoinToken, Unit, UnitOption, UnitPage, UnitState, UnitStatePage,
+    Drain, Explanation, JoinToken, JoinTokenList, JoinTokenRequest, Machine, MachinePage, Member, MemberList,
+    MetadataOp, NewJoinToken, Notice, NoticeList, Unit, UnitOption, UnitPage, UnitState, UnitStatePage,
 };
 use bytes::Bytes;
 use fleet_unit::UnitFile;
@@ -148,6 +148,24 @@ pub struct Status {
     pub text: Bytes,
 }
 
+/// What operators can say of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineMark {
+    /// No new unit is placed there. Taking it away ends a drain, too.
+    Cordon,
+    /// Its units are to move away.
+    Drain,
+}
+
+impl MachineMark {
+    fn resource(self) -> &'static str {
+        match self {
+            MachineMark::Cordon => "cordon",
+            MachineMark::Drain => "drain",
+        }
+    }
+}
+
 /// What [`Client::journal`] is to deliver.
 #[derive(Clone, Debug)]
 pub struct JournalQuery {
@@ -164,8 +182,10 @@ pub struct JournalQuery {
 /// What [`Client::events`] is to deliver.
 #[derive(Clone, Debug, Default)]
 pub struct EventQuery {
-    /// Only these units; empty: all.
+    /// Only these units; empty: everything.
     pub units: Vec<String>,
+    /// Machines and notices, too, though units are named.
+    pub machines: bool,
     /// First everything there is, and `Ready`.
     pub snapshot: bool,
     /// Everything after this event.
@@ -252,6 +272,29 @@ impl Client {
     /// metadata edits. False when there is no such member.
     pub async fn delete_machine(&self, id: &str) -> Result<bool, Error> {
         self.delete_if_known(format!("machines/{}", escape(id))).await
+    }
+
+    /// Sets or takes away one of a machine's marks. False when there is no such machine.
+    pub async fn mark_machine(&self, id: &str, mark: MachineMark, set: bool) -> Result<bool, Error> {
+        let method = if set { Method::PUT } else { Method::DELETE };
+        let call = Call { method, ..Call::get(format!("machines/{}/{}", escape(id), mark.resource())) };
+        match self.call(call).await {
+            Err(error) if error.code() == Some(404) && !error.is_unknown_resource() => Ok(false),
+            result => result.map(|_| true),
+        }
+    }
+
+    /// How far the units of a machine have moved away, if there is such a machine.
+    pub async fn drain(&self, id: &str) -> Result<Option<Drain>, Error> {
+        match self.get(Call::get(format!("machines/{}/drain", escape(id)))).await {
+            Err(error) if error.code() == Some(404) && !error.is_unknown_resource() => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// What operators should know of the cluster as a whole now.
+    pub async fn notices(&self) -> Result<Vec<Notice>, Error> {
+        self.get(Call::get("notices")).await.map(|list: NoticeList| list.notices)
     }
 
     /// The machines that joined with a token, in the server's order.
@@ -342,6 +385,9 @@ impl Client {
             call.query.push(("snapshot", "1".to_owned()));
         }
         call.query.extend(query.since.iter().map(|id| ("since", id.clone())));
+        if query.machines && !query.units.is_empty() {
+            call.query.push(("machines", "1".to_owned()));
+        }
         call.query.extend(query.units.iter().map(|name| ("unitName", name.clone())));
         call.streaming = true;
         Ok(EventStream::new(self.stream(call).await?))

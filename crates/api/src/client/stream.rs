@@ -124,7 +124,8 @@ impl EventStream {
 }
 
 /// The kinds of [`Event`], as its `kind` and the `event:` field have them.
-const KINDS: [&str; 6] = ["unit", "unitGone", "machine", "machineGone", "ready", "reset"];
+const KINDS: [&str; 8] =
+    ["unit", "unitGone", "machine", "machineGone", "notice", "noticeGone", "ready", "reset"];
 
 /// One message of a stream of server-sent events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -243,6 +244,8 @@ mod tests {
             Event::UnitGone { name: String::new() },
             Event::Machine(Default::default()),
             Event::MachineGone { id: String::new() },
+            Event::Notice(Default::default()),
+            Event::NoticeGone { id: String::new() },
             Event::Ready,
             Event::Reset,
         ];

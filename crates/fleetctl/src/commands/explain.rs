@@ -87,6 +87,9 @@ fn lines(
     for problem in &it.problems {
         lines.push(format!("  problem{}: {}", on(&problem.machine_id), problem.reason));
     }
+    if !it.delayed.is_empty() {
+        lines.push(format!("  waits for a machine: {}", it.delayed));
+    }
     if !it.unplaced.is_empty() {
         lines.push(format!("  {}:", if global { "not on" } else { "no machine can take it" }));
         for reason in &it.unplaced {
@@ -130,6 +133,9 @@ mod tests {
             ]
         );
         it.unplaced.clear();
+        it.delayed = "many machines vanished".into();
+        assert_eq!(lines(&it, &[], false, place)[1..], ["  waits for a machine: many machines vanished"]);
+        it.delayed.clear();
         it.current_state = "launched".into();
         it.machine_id = "m2".into();
         it.problems = vec![reason("m2", "its start job failed")];

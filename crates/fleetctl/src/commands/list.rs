@@ -58,7 +58,7 @@ fn place(id: &str, machines: &Machines, full: bool) -> String {
 }
 
 pub(crate) async fn machines(context: &Context, args: &ListMachines) -> Result<i32> {
-    let columns = match columns(&args.fields, &["machine", "ip", "metadata"]) {
+    let columns = match columns(&args.fields, &["machine", "ip", "metadata", "state"]) {
         Ok(columns) => columns,
         Err(text) => return refuse(&text),
     };
@@ -83,10 +83,20 @@ pub(crate) async fn machines(context: &Context, args: &ListMachines) -> Result<i
     Ok(0)
 }
 
+/// How a machine that is there is.
+pub(super) fn machine_state(machine: &Machine) -> &'static str {
+    match (machine.draining, machine.cordoned) {
+        (true, _) => "up,draining",
+        (false, true) => "up,cordoned",
+        (false, false) => "up",
+    }
+}
+
 pub(super) fn machine_field(machine: &Machine, column: &str, full: bool) -> String {
     match column {
         "machine" => legend(&machine.id, "", full),
         "ip" => or_dash(&machine.primary_ip),
+        "state" => machine_state(machine).to_owned(),
         _ => {
             let pairs: Vec<String> =
                 machine.metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -211,11 +221,8 @@ async fn reasons(context: &Context, units: &[Unit]) -> BTreeMap<String, String> 
 async fn in_words(context: &Context, explanation: &Explanation) -> String {
     let problems = reasons_in_words(context, &explanation.problems).await;
     let unplaced = reasons_in_words(context, &explanation.unplaced).await;
-    match (problems.is_empty(), unplaced.is_empty()) {
-        (false, false) => format!("{problems}; {unplaced}"),
-        (false, true) => problems,
-        _ => unplaced,
-    }
+    let parts = [problems, explanation.delayed.clone(), unplaced];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 fn refuse(text: &str) -> Result<i32> {
@@ -245,7 +252,8 @@ mod tests {
     fn machines_known() -> Machines {
         let id = "4a1e0c2fb7d94e6c8f3a51d2c07e9b11".to_owned();
         let metadata = [("region", "eu"), ("disk", "ssd")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-        let machine = Machine { id: id.clone(), metadata, primary_ip: "172.30.7.11".into() };
+        let machine =
+            Machine { id: id.clone(), metadata, primary_ip: "172.30.7.11".into(), ..Machine::default() };
         [(id, machine)].into()
     }
 
@@ -257,9 +265,14 @@ mod tests {
         assert_eq!(machine_field(machine, "machine", false), "4a1e0c2f...");
         assert_eq!(machine_field(machine, "machine", true), "4a1e0c2fb7d94e6c8f3a51d2c07e9b11");
         assert_eq!(machine_field(machine, "metadata", false), "disk=ssd,region=eu");
-        let bare = Machine::default();
+        let mut bare = Machine::default();
         assert_eq!(machine_field(&bare, "metadata", false), "-");
         assert_eq!(machine_field(&bare, "ip", false), "-");
+        assert_eq!(machine_field(&bare, "state", false), "up");
+        bare.cordoned = true;
+        assert_eq!(machine_field(&bare, "state", false), "up,cordoned");
+        bare.draining = true;
+        assert_eq!(machine_field(&bare, "state", false), "up,draining");
     }
 
     /// golden/08-list-units.txt

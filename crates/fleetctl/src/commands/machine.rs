@@ -1,10 +1,11 @@
-//! machine: who belongs to the cluster and who is there, metadata, and removal.
-use super::list::{machine_field, or_dash, print_table};
+//! machine: who belongs to the cluster and who is there, cordon, metadata, and removal.
+use super::drain;
+use super::list::{machine_field, machine_state, or_dash, print_table};
 use crate::cli::{ListMembers, Machine as Command};
 use crate::context::{Context, legend, misused, print_json, print_line};
 use crate::dates;
 use anyhow::Result;
-use fleet_api::client::Error;
+use fleet_api::client::{Error, MachineMark};
 use fleet_api::types::{Machine, Member, MetadataOp};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -18,6 +19,9 @@ const NAMES: usize = 5;
 pub(crate) async fn run(context: &Context, command: Command) -> Result<i32> {
     match command {
         Command::List(args) => list(context, &args).await,
+        Command::Cordon(args) => cordon(context, &args.machines, true).await,
+        Command::Uncordon(args) => cordon(context, &args.machines, false).await,
+        Command::Drain(args) => drain::run(context, &args).await,
         Command::Remove(args) => remove(context, &args.machines).await,
         Command::Metadata(args) => match args.words.as_slice() {
             [] => misused("No machine given"),
@@ -37,13 +41,16 @@ struct Known {
 impl Known {
     /// In one word how it is; the help of the command explains them.
     fn state(&self) -> &'static str {
+        if self.member.as_ref().is_some_and(|member| member.removed) {
+            return "removed";
+        }
         let connected = self.member.as_ref().map(|member| member.connected);
-        match (self.machine.is_some(), connected) {
+        match (&self.machine, connected) {
             // A server is no member: being there is all it has to do.
-            (true, None | Some(true)) => "up",
-            (true, Some(false)) => "lost",
-            (false, Some(true)) => "joining",
-            (false, None | Some(false)) => "gone",
+            (Some(machine), None | Some(true)) => machine_state(machine),
+            (Some(_), Some(false)) => "lost",
+            (None, Some(true)) => "joining",
+            (None, None | Some(false)) => "gone",
         }
     }
 
@@ -89,6 +96,10 @@ async fn cluster(context: &Context) -> Result<Cluster, i32> {
 struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     connected: Option<bool>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    cordoned: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    draining: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     joined: Option<i64>,
     #[serde(rename = "machineID")]
@@ -112,13 +123,23 @@ async fn list(context: &Context, args: &ListMembers) -> Result<i32> {
     }
     let rows = cluster.iter().map(|(id, known)| row(id, known, args.table.full));
     print_table(&COLUMNS, rows, args.table.no_legend)?;
+    notices(context).await;
     Ok(0)
+}
+
+/// Says what operators should know of the cluster as a whole; a server that can't tell has nothing to say.
+async fn notices(context: &Context) {
+    for notice in context.client.notices().await.unwrap_or_default() {
+        eprintln!("NOTICE: {} (since {})", notice.text, dates::date(notice.since));
+    }
 }
 
 fn line<'a>(id: &'a str, known: &'a Known) -> Line<'a> {
     let metadata = known.machine.as_ref().map(|machine| &machine.metadata);
     Line {
         connected: known.member.as_ref().map(|member| member.connected),
+        cordoned: known.machine.as_ref().is_some_and(|machine| machine.cordoned),
+        draining: known.machine.as_ref().is_some_and(|machine| machine.draining),
         joined: known.member.as_ref().map(|member| member.joined),
         machine_id: id,
         metadata: metadata.filter(|metadata| !metadata.is_empty()),
@@ -161,21 +182,33 @@ fn place(cluster: &Cluster, id: &str) -> String {
     legend(id, cluster.get(id).map(Known::ip).unwrap_or_default(), false)
 }
 
-async fn remove(context: &Context, arguments: &[String]) -> Result<i32> {
-    if arguments.is_empty() {
-        return misused("No machines given");
+/// The one machine that is meant, and how people read it. `Err` is an exit code.
+pub(super) async fn choose(context: &Context, prefix: &str) -> Result<(String, String), i32> {
+    let cluster = cluster(context).await?;
+    match pick(&cluster, prefix) {
+        Ok(id) => Ok((id.to_owned(), place(&cluster, id))),
+        Err(text) => {
+            eprintln!("{text}");
+            Err(1)
+        }
     }
-    let cluster = match cluster(context).await {
-        Ok(cluster) => cluster,
-        Err(code) => return Ok(code),
-    };
+}
+
+/// The machines that are meant, each once, and how people read them; all or none. `Err` is an exit code.
+async fn choose_all(
+    context: &Context,
+    prefixes: &[String],
+    nothing_done: &str,
+) -> Result<BTreeMap<String, (String, Known)>, i32> {
+    if prefixes.is_empty() {
+        return Err(misused("No machines given").unwrap_or(1));
+    }
+    let mut cluster = cluster(context).await?;
     let mut chosen = BTreeSet::new();
     let mut mistaken = false;
-    for argument in arguments {
-        match pick(&cluster, argument) {
-            Ok(id) => {
-                chosen.insert(id);
-            }
+    for prefix in prefixes {
+        match pick(&cluster, prefix) {
+            Ok(id) => drop(chosen.insert(id.to_owned())),
             Err(text) => {
                 eprintln!("{text}");
                 mistaken = true;
@@ -183,20 +216,62 @@ async fn remove(context: &Context, arguments: &[String]) -> Result<i32> {
         }
     }
     if mistaken {
-        eprintln!("No machine was removed.");
-        return Ok(1);
+        eprintln!("{nothing_done}");
+        return Err(1);
     }
-    let (mut code, mut removed) = (0, 0);
-    for id in chosen {
-        let place = place(&cluster, id);
-        match context.client.delete_machine(id).await {
+    let described = chosen.into_iter().map(|id| {
+        let place = place(&cluster, &id);
+        let known = cluster.remove(&id).unwrap_or_default();
+        (id, (place, known))
+    });
+    Ok(described.collect())
+}
+
+/// Says that a machine is none of the cluster (any more).
+pub(super) fn no_such_machine(place: &str) -> Result<i32> {
+    eprintln!("Machine {place} is not in the cluster (any more).");
+    Ok(1)
+}
+
+async fn cordon(context: &Context, arguments: &[String], set: bool) -> Result<i32> {
+    let done = if set { "cordoned" } else { "uncordoned" };
+    let chosen = match choose_all(context, arguments, &format!("No machine was {done}.")).await {
+        Ok(chosen) => chosen,
+        Err(code) => return Ok(code),
+    };
+    let mut code = 0;
+    for (id, (place, _)) in chosen {
+        match context.client.mark_machine(&id, MachineMark::Cordon, set).await {
+            Ok(true) if context.json() => context.remember(json!({"machineID": id, "cordoned": set})),
+            Ok(true) if set => {
+                print_line(&format!(
+                    "Machine {place} is cordoned: it takes no new units, what is there stays"
+                ))?;
+            }
+            Ok(true) => print_line(&format!("Machine {place} takes new units"))?,
+            Ok(false) => code = no_such_machine(&place)?,
+            Err(error) => code = refused(context, &format!("Error marking machine {place}: "), &error),
+        }
+    }
+    context.finish()?;
+    Ok(code)
+}
+
+async fn remove(context: &Context, arguments: &[String]) -> Result<i32> {
+    let chosen = match choose_all(context, arguments, "No machine was removed.").await {
+        Ok(chosen) => chosen,
+        Err(code) => return Ok(code),
+    };
+    let mut code = 0;
+    for (id, (place, known)) in chosen {
+        match context.client.delete_machine(&id).await {
             Ok(true) => {
-                removed += 1;
                 if context.json() {
                     context.remember(json!({"machineID": id, "removed": true}));
                 } else {
                     print_line(&format!("Removed machine {place}: its credentials are revoked"))?;
                 }
+                eprintln!("{}", what_follows(&known, &place));
             }
             Ok(false) => {
                 eprintln!(
@@ -208,18 +283,22 @@ async fn remove(context: &Context, arguments: &[String]) -> Result<i32> {
             Err(error) => code = refused(context, &format!("Error removing machine {place}: "), &error),
         }
     }
-    if removed > 0 {
-        let (its, it) = if removed == 1 { ("Its", "its") } else { ("Their", "their") };
-        eprintln!(
-            "{its} units are placed elsewhere when {it} presence ends (agent_ttl). fleet does not stop what runs \
-             there any more: stop it there."
-        );
-    }
     context.finish()?;
     Ok(code)
 }
 
-fn refused(context: &Context, before: &str, error: &Error) -> i32 {
+/// What becomes of the units of a machine that was removed.
+fn what_follows(known: &Known, place: &str) -> String {
+    if known.member.as_ref().is_some_and(|member| member.connected) {
+        return format!("{place} stops its units; then they are placed elsewhere.");
+    }
+    format!(
+        "{place} is out of reach: its units are placed elsewhere, and what still runs there goes on until it \
+         reaches a server, which has it stop them. If it never will, stop them there."
+    )
+}
+
+pub(super) fn refused(context: &Context, before: &str, error: &Error) -> i32 {
     if error.is_unknown_resource() {
         eprintln!("{before}this server cannot do it; it is older than fleet 2.");
         return 1;
@@ -317,12 +396,12 @@ mod tests {
     const FOURTH: &str = "d00d5f08e1ad47d2b6740e9f8a2d3c44";
 
     fn member(id: &str, connected: bool) -> Member {
-        Member { machine_id: id.into(), joined: 1_795_300_000, connected }
+        Member { machine_id: id.into(), joined: 1_795_300_000, connected, removed: false }
     }
 
     fn machine(id: &str, ip: &str, metadata: &[(&str, &str)]) -> Machine {
         let metadata = metadata.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
-        Machine { id: id.into(), metadata, primary_ip: ip.into() }
+        Machine { id: id.into(), metadata, primary_ip: ip.into(), ..Machine::default() }
     }
 
     /// A server, a machine that is there, one out of reach, one that is gone.
@@ -350,6 +429,10 @@ mod tests {
         assert_eq!(row(FOURTH, &some()[FOURTH], true)[0], FOURTH);
         let coming = merge(vec![member(FIRST, true)], Vec::new());
         assert_eq!(coming[FIRST].state(), "joining");
+        let removed = Member { removed: true, ..member(FIRST, true) };
+        assert_eq!(merge(vec![removed], vec![machine(FIRST, "ip", &[])])[FIRST].state(), "removed");
+        let draining = Machine { draining: true, cordoned: true, ..machine(FIRST, "ip", &[]) };
+        assert_eq!(merge(Vec::new(), vec![draining])[FIRST].state(), "up,draining");
     }
 
     #[test]

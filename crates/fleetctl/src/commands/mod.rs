@@ -1,5 +1,6 @@
 //! The commands, one file for each family.
 pub(crate) mod bring;
+mod drain;
 pub(crate) mod explain;
 pub(crate) mod forward;
 pub(crate) mod join_token;

@@ -1,6 +1,6 @@
 //! Waiting until units are where they should be: by the server's events, with a look at the clock
 //! and at Ctrl-C. What the events mean is decided in [`tracker`].
-mod progress;
+pub(crate) mod progress;
 pub(crate) mod tracker;
 
 use crate::cli::Patience;
@@ -169,7 +169,7 @@ pub(crate) async fn wait(
 /// What is known of units at this moment, without waiting for anything to come about; `None` when
 /// the server is one without events.
 pub(crate) async fn observe(context: &Context, names: Vec<String>) -> Result<Option<Vec<UnitEvent>>, Error> {
-    let query = EventQuery { units: names, snapshot: true, since: None };
+    let query = EventQuery { units: names, snapshot: true, ..EventQuery::default() };
     let mut events = match context.client.events(&query).await {
         Err(error) if error.is_unknown_resource() => return Ok(None),
         events => events?,
@@ -189,9 +189,10 @@ pub(crate) async fn observe(context: &Context, names: Vec<String>) -> Result<Opt
 async fn describe(context: &Context, tracker: &Tracker) -> Option<(String, bool)> {
     let mut waiting: Vec<(&str, Waiting)> = tracker.waiting().collect();
     // The one without a machine is of most interest.
-    waiting.sort_by_key(|(_, what)| !matches!(what, Waiting::Unplaced(_)));
+    let needs_machine = |what: &Waiting| matches!(what, Waiting::Unplaced(_) | Waiting::Delayed(_));
+    waiting.sort_by_key(|(_, what)| !needs_machine(what));
     let (name, what) = waiting.first()?;
-    let lasting = matches!(what, Waiting::Unplaced(_));
+    let lasting = needs_machine(what);
     let what = explain(context, what).await;
     let line = match waiting.len() {
         1 => format!("Waiting for {name}: {what}"),
@@ -208,6 +209,7 @@ pub(crate) async fn explain(context: &Context, waiting: &Waiting) -> String {
             words if words.is_empty() => "it is on no machine yet".to_owned(),
             words => format!("no machine can take it: {words}"),
         },
+        Waiting::Delayed(why) => why.clone(),
         Waiting::OnMachine { machine_id, state, problems } => {
             let place = context.legend(machine_id).await;
             let mut text = match state {
@@ -225,7 +227,10 @@ pub(crate) async fn explain(context: &Context, waiting: &Waiting) -> String {
     }
 }
 
-/// Reasons by machine, in one line; machines with the same reason together.
+/// The most reasons that one line tells.
+const MOST_REASONS: usize = 3;
+
+/// Reasons by machine, in one line of bounded length; machines with the same reason together.
 pub(crate) async fn reasons_in_words(context: &Context, reasons: &[Reason]) -> String {
     let mut by_reason: Vec<(&str, Vec<String>)> = Vec::new();
     for reason in reasons {
@@ -236,19 +241,26 @@ pub(crate) async fn reasons_in_words(context: &Context, reasons: &[Reason]) -> S
             None => by_reason.push((&reason.reason, place.into_iter().collect())),
         }
     }
-    let parts: Vec<String> = by_reason
+    // The reasons that most machines have.
+    by_reason.sort_by_key(|(_, places)| std::cmp::Reverse(places.len()));
+    let more: usize = by_reason.iter().skip(MOST_REASONS).map(|(_, places)| places.len()).sum();
+    let mut parts: Vec<String> = by_reason
         .into_iter()
+        .take(MOST_REASONS)
         .map(|(text, places)| match places.as_slice() {
             [] => text.to_owned(),
             [one] => format!("{text} ({one})"),
             [first, rest @ ..] => format!("{text} ({first} and {} more)", rest.len()),
         })
         .collect();
+    if more > 0 {
+        parts.push(format!("{more} more machines for other reasons"));
+    }
     parts.join("; ")
 }
 
 /// What comes from the server.
-enum News {
+pub(crate) enum News {
     /// A snapshot begins.
     Begin(Source),
     Event(Box<Event>),
@@ -268,9 +280,11 @@ enum State {
 }
 
 /// Events of units from any server, through interruptions.
-struct Feed<'a> {
+pub(crate) struct Feed<'a> {
     context: &'a Context,
     names: Vec<String>,
+    /// Machines, too.
+    machines: bool,
     state: State,
     queue: VecDeque<News>,
     /// Since when it cannot be reached, and the pause before the next try.
@@ -278,14 +292,19 @@ struct Feed<'a> {
 }
 
 impl<'a> Feed<'a> {
-    fn new(context: &'a Context, names: Vec<String>) -> Self {
+    pub(crate) fn new(context: &'a Context, names: Vec<String>) -> Self {
         let state = State::Subscribe(Instant::now());
-        Feed { context, names, state, queue: VecDeque::new(), trouble: None }
+        Feed { context, names, machines: false, state, queue: VecDeque::new(), trouble: None }
+    }
+
+    /// Events of machines come, too.
+    pub(crate) fn with_machines(self) -> Self {
+        Feed { machines: true, ..self }
     }
 
     /// The next news. Can be cancelled at any time: what was under way is done again, and every
     /// subscription begins with a snapshot.
-    async fn next(&mut self) -> News {
+    pub(crate) async fn next(&mut self) -> News {
         loop {
             if let Some(news) = self.queue.pop_front() {
                 return news;
@@ -295,7 +314,7 @@ impl<'a> Feed<'a> {
                     sleep_until((*at).into()).await;
                     let named = self.names.len() <= MOST_NAMES;
                     let units = if named { self.names.clone() } else { Vec::new() };
-                    let query = EventQuery { units, snapshot: true, since: None };
+                    let query = EventQuery { units, machines: self.machines, snapshot: true, since: None };
                     match self.context.client.events(&query).await {
                         Ok(events) => {
                             self.state = State::Streaming(Box::new(events));

@@ -69,6 +69,8 @@ pub(crate) enum Waiting {
     Unheard,
     /// No machine has been found for it; the reasons by machine.
     Unplaced(Vec<Reason>),
+    /// A machine fits, and the cluster does not place it there yet: why.
+    Delayed(String),
     /// A machine works on it.
     OnMachine {
         /// The machine; empty when it is several.
@@ -153,7 +155,12 @@ impl Tracker {
                 let unseen: Vec<String> = unseen.map(|(name, _)| name.clone()).collect();
                 unseen.iter().filter_map(|name| self.gone(name)).collect()
             }
-            Event::Ready | Event::Reset | Event::Machine(_) | Event::MachineGone { .. } => Vec::new(),
+            Event::Ready
+            | Event::Reset
+            | Event::Machine(_)
+            | Event::MachineGone { .. }
+            | Event::Notice(_)
+            | Event::NoticeGone { .. } => Vec::new(),
         }
     }
 
@@ -234,6 +241,9 @@ impl Tracker {
 fn waiting(goal: Goal, latest: Option<&UnitEvent>) -> Waiting {
     let Some(event) = latest else { return Waiting::Unheard };
     let it = &event.explanation;
+    if goal.needs_machine() && !it.delayed.is_empty() {
+        return Waiting::Delayed(it.delayed.clone());
+    }
     if goal.needs_machine() && it.machine_id.is_empty() {
         return Waiting::Unplaced(it.unplaced.clone());
     }

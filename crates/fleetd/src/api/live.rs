@@ -137,8 +137,8 @@ impl<S: Store> Api<S> {
                 Err(error) => return failure(StatusCode::BAD_REQUEST, &error.to_string()),
             };
         }
-        let snapshot = route::first(query, "snapshot").is_some_and(|value| !matches!(value, "0" | "false"));
-        let lines = self.event_lines(units, snapshot, since);
+        let flag = |key| route::first(query, key).is_some_and(|value| !matches!(value, "0" | "false"));
+        let lines = self.event_lines(units, flag("machines"), flag("snapshot"), since);
         let frames = lines.map(|text| Ok::<_, Infallible>(Frame::data(Bytes::from(text))));
         let mut answer = Response::new(StreamBody::new(frames).boxed_unsync());
         let headers = answer.headers_mut();
@@ -152,19 +152,23 @@ impl<S: Store> Api<S> {
     fn event_lines(
         &self,
         units: BTreeSet<UnitName>,
+        machines: bool,
         snapshot: bool,
         since: Option<u64>,
     ) -> impl Stream<Item = String> + Send + 'static {
         let hub = self.server.hub().clone();
         let applied = hub.applied();
         let now = *applied.borrow();
+        // Before the view is read: what changes meanwhile is told again.
+        let here = hub.now();
         let wanted = move |subject: &Subject| match subject {
             _ if units.is_empty() => true,
             Subject::Unit(name) => units.contains(name),
-            Subject::Machine(_) => false,
+            Subject::Machine(_) | Subject::Notice(_) => machines,
         };
         let first = if snapshot {
             let mut subjects = BTreeSet::new();
+            subjects.extend(hub.notices().into_iter().map(|notice| Subject::Notice(notice.id)));
             let view = hub.view();
             subjects.extend(view.units().map(|(name, _)| Subject::Unit(name.clone())));
             subjects.extend(view.reports().map(|(name, _, _)| Subject::Unit(name.clone())));
@@ -178,20 +182,24 @@ impl<S: Store> Api<S> {
             // So that the client knows at once that it is connected.
             ": connected\n\n".to_owned()
         };
-        let cursor = if snapshot { now } else { since.unwrap_or(now) };
+        let cursor = match since {
+            Some(revision) if !snapshot => hub.after(revision),
+            _ => Some(here),
+        };
         let state = (hub, applied, cursor, wanted);
-        let rest = stream::unfold(state, |(hub, mut applied, cursor, wanted)| async move {
-            let mut cursor = cursor;
+        let rest = stream::unfold(state, |(hub, mut applied, mut cursor, wanted)| async move {
             loop {
-                applied.borrow_and_update();
-                let text = match hub.changed_since(cursor) {
+                let revision = *applied.borrow_and_update();
+                let here = hub.now();
+                let text = match cursor.and_then(|cursor| hub.changed_since(cursor)) {
                     None => {
-                        cursor = *applied.borrow();
-                        line(cursor, &Event::Reset)
+                        cursor = Some(here);
+                        line(revision, &Event::Reset)
                     }
-                    Some((subjects, next)) => {
-                        cursor = next;
-                        subjects.iter().filter(|s| wanted(s)).map(|s| line(next, &hub.event(s))).collect()
+                    Some(changed) => {
+                        cursor = Some(changed.cursor);
+                        let subjects = changed.subjects.iter().filter(|s| wanted(s));
+                        subjects.map(|s| line(changed.revision, &hub.event(s))).collect()
                     }
                 };
                 if !text.is_empty() {
@@ -214,6 +222,8 @@ fn line(revision: u64, event: &Event) -> String {
         Event::UnitGone { .. } => "unitGone",
         Event::Machine(_) => "machine",
         Event::MachineGone { .. } => "machineGone",
+        Event::Notice(_) => "notice",
+        Event::NoticeGone { .. } => "noticeGone",
         Event::Ready => "ready",
         Event::Reset => "reset",
     };

@@ -88,10 +88,11 @@ impl<S: Store> Api<S> {
     pub(super) async fn members(&self) -> Answer {
         match self.server.members().await {
             Ok(members) => {
-                let members = members.iter().map(|(id, record)| Member {
-                    connected: self.server.is_connected(id),
-                    joined: seconds(record.joined),
-                    machine_id: id.to_string(),
+                let members = members.iter().map(|member| Member {
+                    connected: self.server.is_connected(&member.machine),
+                    joined: seconds(member.joined),
+                    machine_id: member.machine.to_string(),
+                    removed: member.removed,
                 });
                 json(StatusCode::OK, &MemberList { members: members.collect() })
             }

@@ -5,12 +5,14 @@
 //! - `resources`: units, states, machines
 //! - `members`: join tokens, and the machines that joined
 //! - `servers`: the servers of the cluster
+//! - `machines`: cordon and drain, notices
 //! - `live`: status, journal and events: answers that come from machines or go on
 //!
 //! Bounds: connections, header time, body size and time; every answer but the live ones has a deadline.
 
 mod decode;
 mod live;
+mod machines;
 mod members;
 mod page;
 mod resources;

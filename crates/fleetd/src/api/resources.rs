@@ -41,9 +41,9 @@ impl<S: Store> Api<S> {
                 answer.headers_mut().insert(header::CONTENT_TYPE, plain);
                 answer
             }),
-            Route::UnitExplain(name) => {
-                self.with_unit(&name, |view, name| json(StatusCode::OK, &hub::explanation(view, name)))
-            }
+            Route::UnitExplain(name) => self.with_unit(&name, |view, name| {
+                json(StatusCode::OK, &self.server.hub().explanation(view, name))
+            }),
             Route::PutUnit(name) => match self.put_unit(&name, request).await {
                 Ok(answer) | Err(answer) => answer,
             },
@@ -58,6 +58,9 @@ impl<S: Store> Api<S> {
             Route::Members => self.members().await,
             Route::Servers => self.servers(),
             Route::RemoveMachine(id) => self.remove_machine(&id).await,
+            Route::MarkMachine(id, mark) => self.mark_machine(&id, mark).await,
+            Route::Drain(id) => self.drain(&id).await,
+            Route::Notices => self.notices(),
             Route::Events => self.events(&query, request.headers()),
         }
     }
@@ -238,14 +241,14 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), String> {
     Ok(())
 }
 
-fn write_failure(error: &WriteError) -> Answer {
+pub(super) fn write_failure(error: &WriteError) -> Answer {
     let status = match error {
         WriteError::NoFile
         | WriteError::NoDesiredState
         | WriteError::Contended(_)
         | WriteError::Unreadable(_) => StatusCode::CONFLICT,
         WriteError::Template(_) | WriteError::Requirements(_) => StatusCode::BAD_REQUEST,
-        WriteError::NoUnit => StatusCode::NOT_FOUND,
+        WriteError::NoUnit | WriteError::NoMachine(_) => StatusCode::NOT_FOUND,
         WriteError::Store(StoreError::TooLarge(_)) => StatusCode::PAYLOAD_TOO_LARGE,
         WriteError::Store(StoreError::Unavailable(_) | StoreError::Unknown(_)) => {
             StatusCode::SERVICE_UNAVAILABLE

@@ -1,5 +1,6 @@
 //! Which path and method is what. Odd as some of the answers are, clients know them (golden/19-api.txt).
 
+use crate::server::MachineMark;
 use hyper::{Method, StatusCode};
 use percent_encoding::percent_decode_str;
 
@@ -26,6 +27,9 @@ pub(crate) enum Route {
     Members,
     RemoveMachine(String),
     Servers,
+    MarkMachine(String, MachineMark),
+    Drain(String),
+    Notices,
     /// An error, with its message.
     Refused(StatusCode, &'static str),
 }
@@ -107,6 +111,24 @@ fn resource(method: &Method, path: &str) -> Route {
         ["machines", id] if !id.is_empty() && *method == Method::DELETE => {
             Route::RemoveMachine(id.to_owned())
         }
+        ["machines", id, "cordon"] if !id.is_empty() => match *method {
+            Method::PUT => Route::MarkMachine(id.to_owned(), MachineMark::Cordon),
+            Method::DELETE => Route::MarkMachine(id.to_owned(), MachineMark::Uncordon),
+            _ => Route::Refused(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "only PUT and DELETE supported against this resource",
+            ),
+        },
+        ["machines", id, "drain"] if !id.is_empty() => match *method {
+            Method::GET => Route::Drain(id.to_owned()),
+            Method::PUT => Route::MarkMachine(id.to_owned(), MachineMark::Drain),
+            Method::DELETE => Route::MarkMachine(id.to_owned(), MachineMark::EndDrain),
+            _ => Route::Refused(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "only GET, PUT and DELETE supported against this resource",
+            ),
+        },
+        ["notices"] => get(Route::Notices),
         _ => Route::Refused(StatusCode::NOT_FOUND, ""),
     }
 }
@@ -156,6 +178,23 @@ mod tests {
             ("PUT", "/fleet/v1/units/a%2Fb.service", refused(404, "")),
             ("PUT", "/fleet/v1/units/x%5Cx2dy.service", Route::PutUnit(r"x\x2dy.service".to_owned())),
             ("GET", "/fleet/v1/machines/abc", refused(404, "")),
+            (
+                "PUT",
+                "/fleet/v1/machines/abc/cordon",
+                Route::MarkMachine("abc".to_owned(), MachineMark::Cordon),
+            ),
+            (
+                "DELETE",
+                "/fleet/v1/machines/abc/drain",
+                Route::MarkMachine("abc".to_owned(), MachineMark::EndDrain),
+            ),
+            ("GET", "/fleet/v1/machines/abc/drain", Route::Drain("abc".to_owned())),
+            ("GET", "/fleet/v1/machines//drain", refused(404, "")),
+            (
+                "GET",
+                "/fleet/v1/machines/abc/cordon",
+                refused(405, "only PUT and DELETE supported against this resource"),
+            ),
             ("GET", "/fleet/v1/units/a.service/journal", Route::UnitJournal("a.service".to_owned())),
             ("GET", "/fleet/v1/units/%ff", refused(400, "path is not UTF-8")),
         ] {

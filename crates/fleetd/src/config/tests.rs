@@ -57,6 +57,8 @@ fn defaults() {
             public_ip: None,
             metadata: BTreeMap::new(),
             agent_ttl: Duration::from_secs(30),
+            mass_loss_fraction: (1, 3),
+            mass_loss_rate: (10, Duration::from_secs(1)),
             engine_reconcile_interval: Duration::from_secs(2),
             token_limit: 100,
             disable_engine: false,
@@ -200,6 +202,18 @@ fn an_empty_value_is_the_default() {
 }
 
 #[test]
+fn care_when_many_machines_vanish() {
+    assert_eq!(config("").mass_loss_fraction, (1, 3));
+    assert_eq!(config("mass_loss_fraction=\"2/5\"").mass_loss_fraction, (2, 5));
+    assert_eq!(config("mass_loss_fraction=0.25").mass_loss_fraction, (250_000, 1_000_000));
+    assert_eq!(config("mass_loss_fraction=1").mass_loss_fraction, (1_000_000, 1_000_000));
+    assert_eq!(config("").mass_loss_rate, (10, Duration::from_secs(1)));
+    assert_eq!(config("mass_loss_rate=50").mass_loss_rate, (50, Duration::from_secs(1)));
+    assert_eq!(config("mass_loss_rate=0.5").mass_loss_rate, (1, Duration::from_secs(2)));
+    assert_eq!(config("mass_loss_rate=2.5").mass_loss_rate, (3, Duration::from_millis(1200)));
+}
+
+#[test]
 fn values_that_cannot_be() {
     for (line, reason) in [
         ("agent_ttl=\"30\"", "agent_ttl: time: missing unit in duration \"30\""),
@@ -207,6 +221,12 @@ fn values_that_cannot_be() {
         ("agent_ttl=10ms", "agent_ttl: \"10ms\" is too short; at least 1s is needed"),
         ("agent_ttl=-3s", "agent_ttl: negative duration \"-3s\""),
         ("agent_ttl=1000000h", "agent_ttl: \"1000000h\" is too long; at most 24h is possible"),
+        ("mass_loss_fraction=0", "mass_loss_fraction: \"0\" is no part of all machines"),
+        ("mass_loss_fraction=4/3", "mass_loss_fraction: \"4/3\" is no part of all machines"),
+        ("mass_loss_fraction=1/0", "mass_loss_fraction: \"1/0\" is no part of all machines"),
+        ("mass_loss_fraction=NaN", "mass_loss_fraction: \"NaN\" is no part of all machines"),
+        ("mass_loss_rate=0", "mass_loss_rate: \"0\" is no number of units a second"),
+        ("mass_loss_rate=inf", "mass_loss_rate: \"inf\" is no number of units a second"),
         ("engine_reconcile_interval=0", "engine_reconcile_interval: \"0\" is too short"),
         ("engine_reconcile_interval=NaN", "engine_reconcile_interval: \"NaN\" is no number of seconds"),
         ("engine_reconcile_interval=1e300", "engine_reconcile_interval: \"1e300\" is no number of seconds"),

@@ -3,11 +3,13 @@
 
 use super::Server;
 use super::peers::LEADER;
-use fleet_cluster::engine::{Decision, Engine, Policy};
+use fleet_api::types::Notice;
+use fleet_cluster::engine::{Decision, Engine};
 use fleet_cluster::model::Revision;
 use fleet_registry::records::{presence_key, put_schedule, schedule_key, unit_key};
 use fleet_registry::store::MAX_OPS;
 use fleet_registry::{Compare, Op, Store, StoreError, Txn};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tracing::{debug, info, warn};
 
@@ -19,6 +21,9 @@ const ROUND: usize = 4_000;
 
 /// How long to wait before trying to write to a store that can't be written.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// The ID of the notice that many machines vanished at once.
+const MASS_LOSS: &str = "massLoss";
 
 /// By what right an engine decides.
 #[derive(Clone, Copy, Debug)]
@@ -56,12 +61,14 @@ impl From<StoreError> for Failed {
 impl<S: Store> Server<S> {
     /// Decides until cancelled, or until the term is over.
     pub(super) async fn run_engine(&self, mandate: Mandate) -> anyhow::Result<Ended> {
-        let mut engine =
-            Engine::with_policy(self.now(), mandate.grace, Policy::for_ttl(self.config.agent_ttl));
+        let mut engine = Engine::with_policy(self.now(), mandate.grace, self.config.policy.clone());
         let mailbox = self.hub.engine_mailbox();
         loop {
+            // That a mass loss is over shows only when somebody looks.
+            let look = engine.is_mass_loss().then(|| self.now() + self.config.policy.window);
+            let wake_at = [engine.wake_at(), look].into_iter().flatten().min();
             let wake = async {
-                match engine.wake_at() {
+                match wake_at {
                     Some(at) => tokio::time::sleep(at.saturating_sub(self.now())).await,
                     None => std::future::pending().await,
                 }
@@ -74,6 +81,7 @@ impl<S: Store> Server<S> {
             loop {
                 engine.note(&mailbox.take());
                 let decisions = engine.decide(&self.hub.view(), self.now(), ROUND);
+                self.publish(&mut engine);
                 if decisions.is_empty() {
                     break;
                 }
@@ -93,6 +101,24 @@ impl<S: Store> Server<S> {
                 }
             }
         }
+    }
+
+    /// Lets everybody know what the engine delays, and why.
+    fn publish(&self, engine: &mut Engine) {
+        if let Some(loss) = engine.take_mass_loss() {
+            warn!("{loss}");
+            let since = i64::try_from(super::now_seconds()).unwrap_or(i64::MAX);
+            self.hub.set_notice(Notice { id: MASS_LOSS.to_owned(), since, text: loss.to_string() });
+        } else if !engine.is_mass_loss() && self.hub.clear_notice(MASS_LOSS) {
+            info!("units of machines that vanished are placed elsewhere as usual again");
+        }
+        self.hub.set_delays(engine.delays().map(|(name, delay)| (name.clone(), delay)).collect());
+    }
+
+    /// What was let known is not known any more: another server's engine decides now.
+    pub(super) fn unpublish(&self) {
+        self.hub.clear_notice(MASS_LOSS);
+        self.hub.set_delays(BTreeMap::new());
     }
 
     /// Commits decisions and waits until the view has them. A decision whose ground has changed meanwhile is

@@ -1,13 +1,16 @@
 //! What a server knows, and who wants to hear of changes.
 //!
 //! The hub holds the [`View`] behind a lock that is held only for short, synchronous work. Consumers have mailboxes: sets of
-//! names that changed since they looked. The event log remembers which names changed at which revision, for event streams
+//! names that changed since they looked. The event log remembers what changed, and at which revision, for event streams
 //! to resume from; what an event says is read from the view when it is sent.
+//!
+//! Beside the view stands what only this server's engine knows, and the registry does not: what it delays, and notices for operators.
 
 use fleet_api::events::{Event, UnitEvent};
-use fleet_api::types::{self, Explanation, Reason};
+use fleet_api::types::{self, Explanation, Notice, Reason};
+use fleet_cluster::engine::Delay;
 use fleet_cluster::model::*;
-use fleet_cluster::placement::{self, Unplaced};
+use fleet_cluster::placement::{self, Misfit, Unplaced};
 use fleet_cluster::view::{Effects, View};
 use fleet_registry::records::{RecordError, SCHEDULE, UNITS, schedule_key, unit_key};
 use fleet_unit::UnitName;
@@ -25,10 +28,24 @@ pub enum Subject {
     Unit(UnitName),
     /// A machine.
     Machine(MachineId),
+    /// A notice, by its ID.
+    Notice(String),
 }
 
-/// The place of an event stream in the log.
-pub type EventCursor = Revision;
+/// The place of an event stream in the log: how many entries the log has had before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EventCursor(u64);
+
+/// What is in the log after a cursor.
+#[derive(Debug)]
+pub struct Changed {
+    /// Each once.
+    pub subjects: BTreeSet<Subject>,
+    /// The revision to resume from.
+    pub revision: Revision,
+    /// The cursor to go on from.
+    pub cursor: EventCursor,
+}
 
 #[derive(Debug, Default)]
 struct Log {
@@ -36,6 +53,29 @@ struct Log {
     entries: VecDeque<(Revision, Subject)>,
     /// Everything after this revision is in `entries`.
     complete_after: Revision,
+    /// How many entries there were before the first of `entries`.
+    dropped: u64,
+}
+
+impl Log {
+    fn add(&mut self, revision: Revision, subjects: impl IntoIterator<Item = Subject>) {
+        self.entries.extend(subjects.into_iter().map(|subject| (revision, subject)));
+        while self.entries.len() > LOG_LIMIT {
+            if let Some((revision, _)) = self.entries.pop_front() {
+                self.complete_after = self.complete_after.max(revision);
+                self.dropped += 1;
+            }
+        }
+    }
+    /// Forgets everything: no cursor made before is good any more.
+    fn clear(&mut self, revision: Revision) {
+        self.dropped += self.entries.len() as u64 + 1;
+        self.entries.clear();
+        self.complete_after = revision;
+    }
+    fn end(&self) -> EventCursor {
+        EventCursor(self.dropped + self.entries.len() as u64)
+    }
 }
 
 /// A consumer's mailbox.
@@ -78,6 +118,9 @@ pub struct Hub {
     sessions: Mutex<BTreeMap<MachineId, Arc<Mailbox<BTreeSet<UnitName>>>>>,
     /// Records of units that can't be read, by key, with the reason. What the view lacks for that is no instruction.
     unreadable: Mutex<BTreeMap<Arc<str>, String>>,
+    /// Units that fit somewhere and that the engine does not place there yet.
+    delays: Mutex<BTreeMap<UnitName, Delay>>,
+    notices: Mutex<BTreeMap<String, Notice>>,
 }
 
 impl Hub {
@@ -89,6 +132,8 @@ impl Hub {
             engine: Mailbox::default(),
             sessions: Mutex::default(),
             unreadable: Mutex::default(),
+            delays: Mutex::default(),
+            notices: Mutex::default(),
         }
     }
 
@@ -182,11 +227,7 @@ impl Hub {
             }
             *view = fresh;
         }
-        {
-            let mut log = lock(&self.log);
-            log.entries.clear();
-            log.complete_after = revision;
-        }
+        lock(&self.log).clear(revision);
         self.publish(effects, revision);
     }
 
@@ -199,17 +240,9 @@ impl Hub {
                 merge(&mut effects, view.apply(change));
             }
         }
-        {
-            let mut log = lock(&self.log);
-            let subjects = effects.units.iter().cloned().map(Subject::Unit);
-            let machines = effects.machines.iter().cloned().map(Subject::Machine);
-            log.entries.extend(subjects.chain(machines).map(|subject| (revision, subject)));
-            while log.entries.len() > LOG_LIMIT {
-                if let Some((dropped, _)) = log.entries.pop_front() {
-                    log.complete_after = log.complete_after.max(dropped);
-                }
-            }
-        }
+        let units = effects.units.iter().cloned().map(Subject::Unit);
+        let machines = effects.machines.iter().cloned().map(Subject::Machine);
+        lock(&self.log).add(revision, units.chain(machines));
         self.publish(effects, revision);
     }
 
@@ -226,29 +259,105 @@ impl Hub {
         self.applied.send_replace(revision);
     }
 
-    /// The subjects that changed after `cursor`, each once, and the cursor to go on from; `None` when the log
-    /// does not reach back that far.
-    pub fn changed_since(&self, cursor: EventCursor) -> Option<(BTreeSet<Subject>, EventCursor)> {
+    /// Takes over what the engine delays, and tells event streams of the units for which that changed.
+    pub(super) fn set_delays(&self, delays: BTreeMap<UnitName, Delay>) {
+        let before = std::mem::replace(&mut *lock(&self.delays), delays.clone());
+        let names = before.keys().chain(delays.keys());
+        let changed: BTreeSet<_> = names.filter(|name| before.get(*name) != delays.get(*name)).collect();
+        self.tell(changed.into_iter().cloned().map(Subject::Unit));
+    }
+
+    /// Says something to operators, until it is taken back.
+    pub(super) fn set_notice(&self, notice: Notice) {
+        let id = notice.id.clone();
+        lock(&self.notices).insert(id.clone(), notice);
+        self.tell([Subject::Notice(id)]);
+    }
+
+    /// Takes a notice back; false when there was none.
+    pub(super) fn clear_notice(&self, id: &str) -> bool {
+        let there = lock(&self.notices).remove(id).is_some();
+        if there {
+            self.tell([Subject::Notice(id.to_owned())]);
+        }
+        there
+    }
+
+    /// All notices, by ID.
+    pub fn notices(&self) -> Vec<Notice> {
+        lock(&self.notices).values().cloned().collect()
+    }
+
+    /// Tells event streams of changes that the registry knows nothing of.
+    fn tell(&self, subjects: impl IntoIterator<Item = Subject>) {
+        let mut subjects = subjects.into_iter().peekable();
+        if subjects.peek().is_none() {
+            return;
+        }
+        lock(&self.log).add(*self.applied.borrow(), subjects);
+        self.applied.send_modify(|_| {});
+    }
+
+    /// The cursor from which on everything is still to come.
+    pub fn now(&self) -> EventCursor {
+        lock(&self.log).end()
+    }
+
+    /// The cursor after a revision; `None` when the log does not reach back that far.
+    pub fn after(&self, revision: Revision) -> Option<EventCursor> {
         let log = lock(&self.log);
-        if cursor < log.complete_after {
+        if revision < log.complete_after {
             return None;
         }
-        let newest = log.entries.back().map_or(log.complete_after, |(revision, _)| *revision);
-        let start = log.entries.partition_point(|(revision, _)| *revision <= cursor);
+        let before = log.entries.partition_point(|(at, _)| *at <= revision);
+        Some(EventCursor(log.dropped + before as u64))
+    }
+
+    /// What changed after `cursor`; `None` when the log does not reach back that far.
+    pub fn changed_since(&self, cursor: EventCursor) -> Option<Changed> {
+        let log = lock(&self.log);
+        let start = usize::try_from(cursor.0.checked_sub(log.dropped)?).ok()?;
         let subjects = log.entries.iter().skip(start).map(|(_, subject)| subject.clone()).collect();
-        Some((subjects, newest.max(cursor)))
+        let revision = log.entries.back().map_or(log.complete_after, |(revision, _)| *revision);
+        Some(Changed { subjects, revision, cursor: log.end() })
     }
 
     /// What is to be said of a subject now.
     pub fn event(&self, subject: &Subject) -> Event {
-        let view = self.view();
         match subject {
-            Subject::Unit(name) => unit_event(&view, name),
-            Subject::Machine(id) => match view.machine(id) {
+            Subject::Unit(name) => self.unit_event(name),
+            Subject::Machine(id) => match self.view().machine(id) {
                 Some(machine) => Event::Machine(machine_resource(id, machine)),
                 None => Event::MachineGone { id: id.to_string() },
             },
+            Subject::Notice(id) => match lock(&self.notices).get(id) {
+                Some(notice) => Event::Notice(notice.clone()),
+                None => Event::NoticeGone { id: id.clone() },
+            },
         }
+    }
+
+    fn unit_event(&self, name: &UnitName) -> Event {
+        let view = self.view();
+        let states: Vec<_> =
+            view.reports_of(name).map(|(machine, report)| state_resource(name, machine, report)).collect();
+        let unit = view.unit(name);
+        if unit.is_none() && states.is_empty() {
+            return Event::UnitGone { name: name.to_string() };
+        }
+        Event::Unit(UnitEvent {
+            known: unit.is_some(),
+            hash: unit.map(|unit| unit.file.hash().to_string()).unwrap_or_default(),
+            global: unit.is_some_and(|unit| unit.requirements.global),
+            explanation: self.explanation(&view, name),
+            states,
+        })
+    }
+
+    /// Why a unit is not (yet) what it should be.
+    pub(crate) fn explanation(&self, view: &View, name: &UnitName) -> Explanation {
+        let delayed = lock(&self.delays).get(name).map(ToString::to_string).unwrap_or_default();
+        Explanation { delayed, ..explanation(view, name) }
     }
 }
 
@@ -265,24 +374,8 @@ fn merge(into: &mut Effects, more: Effects) {
     }
 }
 
-fn unit_event(view: &View, name: &UnitName) -> Event {
-    let states: Vec<_> =
-        view.reports_of(name).map(|(machine, report)| state_resource(name, machine, report)).collect();
-    let unit = view.unit(name);
-    if unit.is_none() && states.is_empty() {
-        return Event::UnitGone { name: name.to_string() };
-    }
-    Event::Unit(UnitEvent {
-        known: unit.is_some(),
-        hash: unit.map(|unit| unit.file.hash().to_string()).unwrap_or_default(),
-        global: unit.is_some_and(|unit| unit.requirements.global),
-        explanation: explanation(view, name),
-        states,
-    })
-}
-
-/// Why a unit is not (yet) what it should be.
-pub(crate) fn explanation(view: &View, name: &UnitName) -> Explanation {
+/// What the view tells of why a unit is not (yet) what it should be.
+fn explanation(view: &View, name: &UnitName) -> Explanation {
     // What an older file ran into is no problem of the present one.
     let hash = view.unit(name).map(|unit| unit.file.hash());
     let problems = view
@@ -298,13 +391,11 @@ pub(crate) fn explanation(view: &View, name: &UnitName) -> Explanation {
         Some(Unplaced::NoMachines) => {
             vec![Reason { machine_id: String::new(), reason: "no machine is there".to_owned() }]
         }
-        Some(Unplaced::NoFit(misfits)) => misfits
-            .into_iter()
-            .map(|(machine, misfit)| Reason { machine_id: machine.to_string(), reason: misfit.to_string() })
-            .collect(),
+        Some(Unplaced::NoFit(misfits)) => misfit_reasons(misfits),
     };
     Explanation {
         current_state: view.current(name).as_str().to_owned(),
+        delayed: String::new(),
         desired_state: view.unit(name).map(|unit| unit.desired.as_str().to_owned()).unwrap_or_default(),
         machine_id: view.place(name).map(|(machine, _)| machine.to_string()).unwrap_or_default(),
         name: name.to_string(),
@@ -313,9 +404,20 @@ pub(crate) fn explanation(view: &View, name: &UnitName) -> Explanation {
     }
 }
 
+/// Misfits, as the API shows them.
+pub(crate) fn misfit_reasons(misfits: Vec<(MachineId, Misfit)>) -> Vec<Reason> {
+    let reason = |(machine, misfit): (MachineId, Misfit)| Reason {
+        machine_id: machine.to_string(),
+        reason: misfit.to_string(),
+    };
+    misfits.into_iter().map(reason).collect()
+}
+
 /// A machine, as the API shows it.
 pub(crate) fn machine_resource(id: &MachineId, machine: &Machine) -> types::Machine {
     types::Machine {
+        cordoned: machine.cordoned,
+        draining: machine.draining,
         id: id.to_string(),
         metadata: machine.metadata.clone(),
         primary_ip: machine.public_ip.clone(),
@@ -331,5 +433,59 @@ pub(crate) fn state_resource(name: &UnitName, machine: &MachineId, report: &Unit
         systemd_active_state: report.systemd.active.clone(),
         systemd_load_state: report.systemd.load.clone(),
         systemd_sub_state: report.systemd.sub.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn came(id: &str) -> Vec<Change> {
+        vec![Change::Machine(MachineId::parse(id).unwrap(), Some(Machine::default()))]
+    }
+
+    #[test]
+    fn cursors_see_what_the_registry_knows_nothing_of() {
+        let hub = Hub::new();
+        hub.reset(Vec::new(), 5);
+        let before = hub.now();
+        let notice = Notice { id: "massLoss".into(), since: 1, text: "many".into() };
+        hub.set_notice(notice.clone());
+        let changed = hub.changed_since(before).unwrap();
+        assert_eq!(changed.subjects, BTreeSet::from([Subject::Notice("massLoss".into())]));
+        assert_eq!(changed.revision, 5);
+        assert_eq!(hub.event(&Subject::Notice("massLoss".into())), Event::Notice(notice));
+        assert!(hub.changed_since(changed.cursor).unwrap().subjects.is_empty());
+        hub.clear_notice("massLoss");
+        hub.clear_notice("massLoss");
+        let name = UnitName::parse("a.service").unwrap();
+        hub.set_delays([(name.clone(), Delay::MassLoss)].into());
+        hub.set_delays([(name.clone(), Delay::MassLoss)].into());
+        let changed = hub.changed_since(changed.cursor).unwrap();
+        assert_eq!(
+            changed.subjects,
+            [Subject::Unit(name.clone()), Subject::Notice("massLoss".into())].into()
+        );
+        assert!(hub.explanation(&hub.view(), &name).delayed.starts_with("many machines vanished"));
+        hub.set_delays(BTreeMap::new());
+        assert_eq!(hub.explanation(&hub.view(), &name).delayed, "");
+    }
+
+    #[test]
+    fn a_log_that_was_cleared_or_is_full_says_so() {
+        let hub = Hub::new();
+        hub.reset(Vec::new(), 5);
+        let first = hub.now();
+        hub.apply(came("00000000000000000000000000000001"), 6);
+        assert_eq!(hub.after(5), Some(first));
+        assert_eq!(hub.after(6), Some(hub.now()));
+        assert_eq!(hub.after(4), None);
+        hub.reset(Vec::new(), 9);
+        assert!(hub.changed_since(first).is_none(), "what was before is not known any more");
+        let second = hub.now();
+        lock(&hub.log).add(10, (0..=LOG_LIMIT).map(|n| Subject::Notice(n.to_string())));
+        assert!(hub.changed_since(second).is_none(), "it fell behind");
+        assert_eq!(hub.after(9), None);
+        assert!(hub.changed_since(hub.now()).unwrap().subjects.is_empty());
     }
 }

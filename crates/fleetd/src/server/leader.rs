@@ -129,6 +129,7 @@ impl<S: Store> Server<S> {
             () = self.keep(lease) => "its lease could not be renewed in time",
         };
         warn!("this server does not lead any more: {why}");
+        self.unpublish();
         // Frees the way for another, if it is still ours after all.
         let _ = tokio::time::timeout(RESIGN, self.store.revoke(lease)).await;
         Ok(())

@@ -6,25 +6,28 @@
 //! | `ca` | [`CaRecord`]: the CA's certificate and key |
 //! | `token/ID` | [`TokenRecord`]: what is needed to check a token, not enough to use it |
 //! | `member/ID` | [`MemberRecord`]: the key with which a machine joined |
+//! | `removed/ID` | [`RemovedRecord`]: a machine that was removed and has not let go of its units yet (see `dismiss`) |
 //!
 //! The CA's key is as safe as the registry: the embedded one is a file that only root (or the user fleet) can read. Whoever reads the
 //! registry of a cluster could change all of it anyway.
 
-use super::{Server, hub::lock, write::ATTEMPTS};
+use super::{Server, hub::lock, now_seconds, write::ATTEMPTS};
 use fleet_cluster::model::MachineId;
-use fleet_link::ca::{Authority, CaError, KeyId};
+use fleet_link::ca::{Authority, CaError, KeyId, MACHINE_VALIDITY};
 use fleet_link::serve::{Joining, Member, Membership, Refusal};
 use fleet_link::token::{Terms, Token, TokenError, TokenId, TokenRecord};
-use fleet_registry::records::machine_key;
+use fleet_registry::records::{PresenceRecord, machine_key, presence_key, put_presence, states_key};
 use fleet_registry::{Compare, Entry, Event, Op, Store, StoreError, Txn};
+use fleet_unit::OnIsolation;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 const CA: &str = "ca";
 const TOKENS: &str = "token/";
 const MEMBERS: &str = "member/";
+const REMOVED: &str = "removed/";
 const FORMAT: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
@@ -36,12 +39,34 @@ struct CaRecord {
 
 /// A machine that joined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemberRecord {
+pub(super) struct MemberRecord {
     format: u32,
     /// The key it proved to have.
     pub key: KeyId,
     /// When, seconds since 1970.
     pub joined: u64,
+}
+
+/// A machine that was removed from the cluster and has not let go of its units yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RemovedRecord {
+    format: u32,
+    /// The key it had as a member, by which it is known should it come once more.
+    key: KeyId,
+    joined: u64,
+    /// When it was removed, seconds since 1970.
+    removed: u64,
+}
+
+/// A machine that joined, as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedMember {
+    /// Its ID.
+    pub machine: MachineId,
+    /// When it joined, seconds since 1970.
+    pub joined: u64,
+    /// Whether it was removed and has not let go of its units yet.
+    pub removed: bool,
 }
 
 /// Why something about membership could not be done.
@@ -69,8 +94,17 @@ fn token_key(id: &TokenId) -> String {
     format!("{TOKENS}{id}")
 }
 
-fn member_key(id: &MachineId) -> String {
+pub(super) fn member_key(id: &MachineId) -> String {
     format!("{MEMBERS}{id}")
+}
+
+pub(super) fn removed_key(id: &MachineId) -> String {
+    format!("{REMOVED}{id}")
+}
+
+/// The machine whose removal a key of the registry tells of.
+pub(super) fn removed_machine(key: &str) -> Option<MachineId> {
+    MachineId::parse(key.strip_prefix(REMOVED)?).ok()
 }
 
 fn read<T: DeserializeOwned>(entry: &Entry) -> Result<T, MembershipError> {
@@ -160,28 +194,63 @@ impl<S: Store> Server<S> {
         }
     }
 
-    /// All machines that joined.
-    pub async fn members(&self) -> Result<Vec<(MachineId, MemberRecord)>, MembershipError> {
-        let snapshot = self.store.range(MEMBERS).await?;
-        let members = snapshot.entries.iter().filter_map(|entry| {
-            let id = MachineId::parse(entry.key.strip_prefix(MEMBERS)?).ok()?;
-            Some(read(entry).map(|record| (id, record)))
-        });
-        members.collect()
+    /// All machines that joined, by ID; also those that were removed and have not let go of their units yet, unless their certificates
+    /// have expired meanwhile, so that they can't come back.
+    pub async fn members(&self) -> Result<Vec<ListedMember>, MembershipError> {
+        let mut listed = Vec::new();
+        for entry in &self.store.range(MEMBERS).await?.entries {
+            let Some(machine) = entry.key.strip_prefix(MEMBERS).and_then(|id| MachineId::parse(id).ok())
+            else {
+                continue;
+            };
+            let record: MemberRecord = read(entry)?;
+            listed.push(ListedMember { machine, joined: record.joined, removed: false });
+        }
+        for entry in &self.store.range(REMOVED).await?.entries {
+            let Some(machine) = removed_machine(&entry.key) else { continue };
+            let record: RemovedRecord = read(entry)?;
+            if now_seconds().saturating_sub(record.removed) < MACHINE_VALIDITY.as_secs() {
+                listed.push(ListedMember { machine, joined: record.joined, removed: true });
+            }
+        }
+        listed.sort_by(|a, b| a.machine.cmp(&b.machine));
+        Ok(listed)
     }
 
-    /// Puts a machine out of the cluster: its credentials are worth nothing any more, its session ends, and its units are placed elsewhere
-    /// when its presence has run out.
+    /// Puts a machine out of the cluster: its credentials are worth nothing any more, and it is told to let go of its units, now or when
+    /// it comes once more (see `dismiss`). Then they are placed elsewhere.
     pub async fn remove_machine(&self, id: &MachineId) -> Result<(), MembershipError> {
         let Some(entry) = self.store.get(&member_key(id)).await? else {
             return Err(MembershipError::Unknown(format!("machine {id}, as one that joined,")));
         };
-        let txn = Txn {
+        let member: MemberRecord = read(&entry)?;
+        let removed =
+            RemovedRecord { format: FORMAT, key: member.key, joined: member.joined, removed: now_seconds() };
+        let mut txn = Txn {
             compares: vec![Compare { key: member_key(id), revision: entry.revision }],
-            ops: vec![Op::Delete { key: member_key(id) }, Op::Delete { key: machine_key(id) }],
+            ops: vec![
+                Op::Delete { key: member_key(id) },
+                Op::Delete { key: machine_key(id) },
+                put(removed_key(id), &removed)?,
+            ],
         };
-        match self.store.commit(txn).await {
-            Ok(_) => {}
+        let presence = self.store.get(&presence_key(id)).await?.filter(|_| self.may_end_presence(id));
+        let mut farewell = None;
+        if let Some(presence) = presence {
+            // As a machine leaves: first it is said, then the presence ends.
+            let lease = self.store.grant(self.config.agent_ttl).await?;
+            let record = PresenceRecord { leaving: true, ..read(&presence)? };
+            txn.compares.push(Compare { key: presence_key(id), revision: presence.revision });
+            txn.ops.push(put_presence(id, &record, lease));
+            txn.ops.push(Op::Delete { key: states_key(id) });
+            farewell = Some(lease);
+        }
+        let committed = self.store.commit(txn).await;
+        if let Some(lease) = farewell {
+            self.store.revoke(lease).await?;
+        }
+        match committed {
+            Ok(revision) => self.hub.reached(revision).await,
             Err(StoreError::Conflict(_)) => return Err(MembershipError::Contended(format!("machine {id}"))),
             Err(error) => return Err(error.into()),
         }
@@ -189,17 +258,38 @@ impl<S: Store> Server<S> {
         Ok(())
     }
 
-    /// Ends the session of a machine that was removed, through whichever server.
+    /// Lets the session of a machine that was removed know, through whichever server that was.
     pub(super) fn note_removal(&self, event: &Event) {
-        let (Some(id), None) = (event.key.strip_prefix(MEMBERS), &event.entry) else { return };
-        if let Some(handle) = lock(&self.sessions).get(id) {
-            handle.end.cancel();
+        if let (Some(id), true) = (removed_machine(&event.key), event.entry.is_some()) {
+            self.tell_removed(&id);
         }
     }
 
     /// Whether a machine that joined was not removed since.
     pub(super) async fn is_member(&self, id: &MachineId) -> Result<bool, MembershipError> {
         Ok(self.store.get(&member_key(id)).await?.is_some())
+    }
+
+    /// Whether the presence of a machine that is removed ends with that, and does not run out. Not while it has a session, in which it
+    /// lets go of its units first. Nor when it may run a unit that must not run twice: that stops before the presence has run out.
+    fn may_end_presence(&self, id: &MachineId) -> bool {
+        // Another server may have it.
+        if self.config.shared_registry || self.is_connected(id) {
+            return false;
+        }
+        let view = self.hub.view();
+        let mut units = view.scheduled_on(id).chain(view.reported_on(id)).filter_map(|name| view.unit(name));
+        !units.any(|unit| unit.requirements.on_isolation == OnIsolation::Stop)
+    }
+
+    /// Whether a machine was removed and has not let go of its units yet.
+    pub(super) async fn is_removed(&self, id: &MachineId) -> Result<bool, StoreError> {
+        Ok(self.store.get(&removed_key(id)).await?.is_some())
+    }
+
+    /// Forgets a machine that was removed: it has let go of its units.
+    pub(super) async fn forget_removed(&self, id: &MachineId) -> Result<(), StoreError> {
+        self.store.commit(Txn::of(Op::Delete { key: removed_key(id) })).await.map(drop)
     }
 
     /// Whether a machine has a session with this server.
@@ -227,15 +317,19 @@ impl<S: Store> Server<S> {
             if known.is_some() || joining.machine == self.config.machine {
                 return Err(Refusal::OtherKey(joining.machine.clone()).into());
             }
-            let joined = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            let fresh = MemberRecord { format: FORMAT, key: joining.key, joined };
+            let fresh = MemberRecord { format: FORMAT, key: joining.key, joined: now_seconds() };
             let (token_key, member_key) = (token_key(&joining.token), member_key(&joining.machine));
             let txn = Txn {
                 compares: vec![
                     Compare { key: token_key.clone(), revision: revision_of(token.as_ref()) },
                     Compare { key: member_key.clone(), revision: revision_of(member.as_ref()) },
                 ],
-                ops: vec![put(token_key, &record.used())?, put(member_key, &fresh)?],
+                ops: vec![
+                    put(token_key, &record.used())?,
+                    put(member_key, &fresh)?,
+                    // What it ran before it was removed is its session's business now.
+                    Op::Delete { key: removed_key(&joining.machine) },
+                ],
             };
             match self.store.commit(txn).await {
                 Ok(_) => {
@@ -256,6 +350,14 @@ impl<S: Store> Server<S> {
             Some(_) => Err(Refusal::OtherKey(member.machine.clone()).into()),
             None => Err(Refusal::Unknown(member.machine.clone()).into()),
         }
+    }
+}
+
+impl<S: Store> Server<S> {
+    async fn was_member(&self, member: &Member) -> Result<bool, MembershipError> {
+        let entry = self.store.get(&removed_key(&member.machine)).await?;
+        let record = entry.as_ref().map(read::<RemovedRecord>).transpose()?;
+        Ok(record.is_some_and(|record| record.key == member.key))
     }
 }
 
@@ -289,7 +391,15 @@ impl<S: Store> Membership for Server<S> {
         self.check_member(member).await.map_err(JoinError::into_refusal)
     }
 
+    /// Admits members, and once more who was removed: to be told so.
     async fn admit(&self, member: &Member) -> Result<(), Refusal> {
-        self.check_member(member).await.map_err(JoinError::into_refusal)
+        match self.check_member(member).await {
+            Err(refused @ JoinError::Refused(Refusal::Unknown(_))) => match self.was_member(member).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(refused.into_refusal()),
+                Err(error) => Err(JoinError::Failed(error).into_refusal()),
+            },
+            checked => checked.map_err(JoinError::into_refusal),
+        }
     }
 }

@@ -10,6 +10,7 @@
 //! Every arrow carries changes. Each consumer has a mailbox that merges what it has not looked at yet, so that a slow
 //! one falls behind without holding anybody up and without growing.
 
+mod dismiss;
 mod engine;
 mod follow;
 pub(crate) mod hub;
@@ -20,12 +21,13 @@ mod peers;
 mod session;
 mod write;
 
-pub use hub::{EventCursor, Hub};
-pub use membership::{MemberRecord, MembershipError};
+pub use hub::{Changed, EventCursor, Hub};
+pub use membership::{ListedMember, MembershipError};
 pub use peers::ServerRecord;
 pub use session::AskError;
-pub use write::{MetadataEdit, Put, WriteError};
+pub use write::{MachineMark, MetadataEdit, Put, WriteError};
 
+use fleet_cluster::engine::Policy;
 use fleet_cluster::model::{MachineId, Time};
 use fleet_link::ServerEnd;
 use fleet_registry::Store;
@@ -41,6 +43,8 @@ pub struct ServerConfig {
     pub machine: MachineId,
     /// How long a machine counts as present after its last sign of life.
     pub agent_ttl: Duration,
+    /// How carefully units are moved.
+    pub policy: Policy,
     /// Whether this server never places units (`disable_engine`).
     pub disable_engine: bool,
     /// Whether other servers work on the same registry, so that a leader has to be elected.

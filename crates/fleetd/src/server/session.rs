@@ -32,8 +32,8 @@ const ANSWER_QUEUE: usize = 16;
 #[derive(Clone, Debug)]
 pub(super) struct Handle {
     send: mpsc::Sender<ToAgent>,
-    /// Ends the session.
-    pub(super) end: CancellationToken,
+    /// Cancelled when the machine was removed from the cluster.
+    removed: CancellationToken,
 }
 
 /// Why a machine can't be asked.
@@ -61,10 +61,17 @@ impl<S: Store> Server<S> {
         }
     }
 
+    /// Lets the session with a machine know, if there is one, that the machine was removed.
+    pub(super) fn tell_removed(&self, id: &MachineId) {
+        if let Some(handle) = lock(&self.sessions).get(id) {
+            handle.removed.cancel();
+        }
+    }
+
     pub(super) async fn run_session(&self, end: ServerEnd) -> anyhow::Result<()> {
         let id = end.hello.id.clone();
         let mailbox = self.hub.open_mailbox(&id);
-        let handle = Handle { send: end.send.clone(), end: self.cancel.child_token() };
+        let handle = Handle { send: end.send.clone(), removed: CancellationToken::new() };
         lock(&self.sessions).insert(id.clone(), handle.clone());
         info!(machine = %id, "session with machine {id} begins");
         let mut session = Session {
@@ -82,15 +89,21 @@ impl<S: Store> Server<S> {
             written: false,
             presence: 0,
             pace: Pace::new(if self.config.shared_registry { SHARED_STEP } else { OWN_STEP }),
+            dismissed: false,
         };
         let ended = tokio::select! {
-            () = handle.end.cancelled() => Ok(()),
+            () = self.cancel.cancelled() => Ok(()),
             ended = async {
-                // From here on a removal cancels `end`. One between the admission and here did not.
-                if end.peer.is_some() && !self.is_member(&id).await? {
+                // From here on a removal cancels `removed`. One between the admission and here did not; and who has let go of its
+                // units meanwhile is not to come back.
+                let removed = self.is_removed(&id).await?;
+                if end.peer.is_some() && !removed && !self.is_member(&id).await? {
                     bail!("it was removed from the cluster meanwhile");
                 }
-                session.run(&mailbox, end.receive, end.beats).await
+                if removed {
+                    handle.removed.cancel();
+                }
+                session.run(&mailbox, end.receive, end.beats, &handle.removed).await
             } => ended,
         };
         self.hub.close_mailbox(&id, &mailbox);
@@ -105,10 +118,18 @@ impl<S: Store> Server<S> {
     }
 }
 
-struct Session<'a, S: Store> {
-    server: &'a Server<S>,
-    hello: Hello,
-    send: mpsc::Sender<ToAgent>,
+/// Ends at a time; never without one.
+pub(super) async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) struct Session<'a, S: Store> {
+    pub(super) server: &'a Server<S>,
+    pub(super) hello: Hello,
+    pub(super) send: mpsc::Sender<ToAgent>,
     /// What the agent was told last.
     told: BTreeMap<UnitName, Instruction>,
     /// All that it was told of in this session: some of it may still be stopping.
@@ -119,15 +140,17 @@ struct Session<'a, S: Store> {
     stranger: bool,
     /// Units to look at again when the view has the machine.
     untold: BTreeSet<UnitName>,
-    reports: BTreeMap<UnitName, UnitReport>,
+    pub(super) reports: BTreeMap<UnitName, UnitReport>,
     /// Whether the agent has sent all its reports once: before, what it did not mention is unknown, not gone.
-    complete: bool,
-    lease: Option<LeaseId>,
+    pub(super) complete: bool,
+    pub(super) lease: Option<LeaseId>,
     /// Whether the store has the present reports.
     written: bool,
     /// The revision at which this session wrote the machine's presence.
-    presence: Revision,
+    pub(super) presence: Revision,
     pace: Pace,
+    /// Whether the machine was removed and is told so.
+    pub(super) dismissed: bool,
 }
 
 impl<S: Store> Session<'_, S> {
@@ -136,7 +159,11 @@ impl<S: Store> Session<'_, S> {
         mailbox: &super::hub::Mailbox<BTreeSet<UnitName>>,
         mut receive: mpsc::Receiver<FromAgent>,
         mut beats: mpsc::Receiver<Beat>,
+        removed: &CancellationToken,
     ) -> anyhow::Result<()> {
+        if removed.is_cancelled() {
+            return self.dismiss(receive, beats).await;
+        }
         // Nothing is said to the agent before the view is complete and has its machine: absence is no instruction.
         while let Err(error) = self.begin().await {
             warn!(machine = %self.hello.id, "writing presence: {error}; trying again");
@@ -153,15 +180,8 @@ impl<S: Store> Session<'_, S> {
             return Ok(());
         }
         loop {
-            // Without a lease there is nothing to write the states under; the next beat begins one.
-            let write_at = (!self.written && self.complete && self.lease.is_some())
-                .then(|| self.pace.next(Instant::now()));
-            let write = async {
-                match write_at {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let write_at = self.write_at();
+            let write = at(write_at);
             tokio::select! {
                 biased;
                 message = receive.recv() => match message {
@@ -173,6 +193,7 @@ impl<S: Store> Session<'_, S> {
                     }
                     None => return Ok(()),
                 },
+                () = removed.cancelled() => return self.dismiss(receive, beats).await,
                 Some(beat) = beats.recv() => self.beat(beat, mailbox).await,
                 () = mailbox.wait() => {
                     if !self.tell(mailbox.take()).await {
@@ -188,11 +209,19 @@ impl<S: Store> Session<'_, S> {
         }
     }
 
+    /// When the states are to be written, if they are.
+    pub(super) fn write_at(&mut self) -> Option<Instant> {
+        // Without a lease there is nothing to write the states under; the next beat begins one.
+        (!self.written && self.complete && self.lease.is_some()).then(|| self.pace.next(Instant::now()))
+    }
+
     /// Whether a machine may report a unit: one that it was told of, or reported before. What else it claims to run must
     /// not keep that unit from running elsewhere.
     fn may_report(&mut self, name: &UnitName) -> bool {
         let id = &self.hello.id;
-        let may = self.ever_told.contains(name)
+        // Nothing is told of who was removed; what it runs is of interest only to see it end.
+        let may = self.dismissed
+            || self.ever_told.contains(name)
             || self.server.hub.view().reports_of(name).any(|(machine, _)| machine == id);
         if !may && !self.stranger {
             self.stranger = true;
@@ -202,7 +231,7 @@ impl<S: Store> Session<'_, S> {
         may
     }
 
-    fn take(&mut self, message: FromAgent) {
+    pub(super) fn take(&mut self, message: FromAgent) {
         match message {
             FromAgent::Snapshot(mut reports) => {
                 reports.retain(|name, _| self.may_report(name));
@@ -300,7 +329,7 @@ impl<S: Store> Session<'_, S> {
     }
 
     /// Gives the machine's presence up on purpose: first says so, then ends the lease.
-    async fn leave(&mut self) -> Result<(), StoreError> {
+    pub(super) async fn leave(&mut self) -> Result<(), StoreError> {
         let Some(lease) = self.lease else { return Ok(()) };
         let ops = vec![put_presence(&self.hello.id, &self.presence(true), lease)];
         self.server.store.commit(Txn { compares: vec![self.guard()], ops }).await?;
@@ -309,7 +338,7 @@ impl<S: Store> Session<'_, S> {
         Ok(())
     }
 
-    fn presence(&self, leaving: bool) -> PresenceRecord {
+    pub(super) fn presence(&self, leaving: bool) -> PresenceRecord {
         PresenceRecord {
             format: 1,
             public_ip: self.hello.machine.public_ip.clone(),
@@ -334,12 +363,12 @@ impl<S: Store> Session<'_, S> {
 
     /// Holds as long as no other session wrote the machine's presence: an agent that has gone on to another server, or has
     /// connected anew, is spoken for there.
-    fn guard(&self) -> Compare {
+    pub(super) fn guard(&self) -> Compare {
         Compare { key: presence_key(&self.hello.id), revision: self.presence }
     }
 
     /// Writes the states; false when the agent has a newer session.
-    async fn write(&mut self) -> bool {
+    pub(super) async fn write(&mut self) -> bool {
         let Some(lease) = self.lease else { return true };
         let id = &self.hello.id;
         let ops = vec![put_states(id, &self.reports, lease)];

@@ -1,11 +1,12 @@
 //! What the API writes: units and metadata edits, each guarded by the revision it was decided from.
 
-use super::Server;
+use super::{Server, membership::member_key};
 use fleet_cluster::model::*;
 use fleet_registry::records::*;
 use fleet_registry::{Compare, Op, Store, StoreError, Txn};
 use fleet_unit::{RequirementError, Requirements, UnitFile, UnitName};
 use std::collections::BTreeMap;
+use tracing::info;
 
 /// How often a write is decided again when somebody else wrote first.
 pub(super) const ATTEMPTS: usize = 16;
@@ -42,6 +43,9 @@ pub enum WriteError {
         "its record in the registry can't be read ({0}); it is left as it is, and `fleetctl destroy` removes it"
     )]
     Unreadable(String),
+    /// There is no such machine.
+    #[error("machine {0} is not in this cluster")]
+    NoMachine(MachineId),
     /// Others kept writing at the same time.
     #[error("{0} is being changed by others; try again")]
     Contended(String),
@@ -52,6 +56,39 @@ pub enum WriteError {
 
 /// An edit of a machine's metadata: set, or remove with `None`.
 pub type MetadataEdit = (MachineId, String, Option<String>);
+
+/// What operators can say of a machine. It stays until it is taken back, whether the machine is there or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineMark {
+    /// No new unit is placed there.
+    Cordon,
+    /// Neither cordoned nor to be drained.
+    Uncordon,
+    /// Its units are to move away.
+    Drain,
+    /// They need not any more; cordoned it stays if it was so before.
+    EndDrain,
+}
+
+impl MachineMark {
+    fn apply(self, record: &mut MachineRecord) {
+        match self {
+            MachineMark::Cordon => record.cordoned = true,
+            MachineMark::Uncordon => (record.cordoned, record.draining) = (false, false),
+            MachineMark::Drain => record.draining = true,
+            MachineMark::EndDrain => record.draining = false,
+        }
+    }
+
+    fn done(self) -> &'static str {
+        match self {
+            MachineMark::Cordon => "cordoned",
+            MachineMark::Uncordon => "uncordoned",
+            MachineMark::Drain => "began to drain",
+            MachineMark::EndDrain => "ended the drain of",
+        }
+    }
+}
 
 impl<S: Store> Server<S> {
     /// Makes a unit, replaces its file, or sets its desired state. Answers when the view has it.
@@ -140,14 +177,8 @@ impl<S: Store> Server<S> {
             let mut txn = Txn::default();
             for (id, key, value) in edits {
                 if !records.contains_key(id) {
-                    let entry = self.store.get(&machine_key(id)).await?;
-                    let revision = entry.as_ref().map_or(0, |entry| entry.revision);
-                    txn.compares.push(Compare { key: machine_key(id), revision });
-                    let record = match entry {
-                        Some(entry) => serde_json::from_slice(&entry.value)
-                            .map_err(|error| StoreError::Damaged(format!("{}: {error}", machine_key(id))))?,
-                        None => MachineRecord { format: 1, ..MachineRecord::default() },
-                    };
+                    let (record, guard) = self.machine_record(id).await?;
+                    txn.compares.push(guard);
                     records.insert(id, record);
                 }
                 if let Some(record) = records.get_mut(id) {
@@ -161,6 +192,48 @@ impl<S: Store> Server<S> {
             }
         }
         Err(WriteError::Contended("machine metadata".to_owned()))
+    }
+
+    /// Sets or takes away a mark of a machine. Answers when the view has it.
+    pub async fn mark_machine(&self, id: &MachineId, mark: MachineMark) -> Result<(), WriteError> {
+        if !self.knows_machine(id).await? {
+            return Err(WriteError::NoMachine(id.clone()));
+        }
+        for _ in 0..ATTEMPTS {
+            let (before, guard) = self.machine_record(id).await?;
+            let mut record = before.clone();
+            mark.apply(&mut record);
+            if record == before {
+                self.hub.reached(guard.revision).await;
+                return Ok(());
+            }
+            let txn = Txn { compares: vec![guard], ops: vec![put_machine(id, &record)] };
+            if let Some(revision) = self.try_commit(txn).await? {
+                self.hub.reached(revision).await;
+                info!(machine = %id, "{} machine {id}", mark.done());
+                return Ok(());
+            }
+        }
+        Err(WriteError::Contended(format!("machine {id}")))
+    }
+
+    /// Whether a machine is there, or may come back. What operators say of others would stay in the registry for ever.
+    pub async fn knows_machine(&self, id: &MachineId) -> Result<bool, WriteError> {
+        let there = self.hub.view().machine(id).is_some() || *id == self.config.machine;
+        Ok(there || self.store.get(&member_key(id)).await?.is_some())
+    }
+
+    /// What operators said of a machine, and the guard to change it.
+    async fn machine_record(&self, id: &MachineId) -> Result<(MachineRecord, Compare), StoreError> {
+        let key = machine_key(id);
+        let entry = self.store.get(&key).await?;
+        let revision = entry.as_ref().map_or(0, |entry| entry.revision);
+        let record = match entry {
+            Some(entry) => serde_json::from_slice(&entry.value)
+                .map_err(|error| StoreError::Damaged(format!("{key}: {error}")))?,
+            None => MachineRecord { format: FORMAT, ..MachineRecord::default() },
+        };
+        Ok((record, Compare { key, revision }))
     }
 
     /// Commits; `None` when a guard did not hold, after the view has caught up with the store.

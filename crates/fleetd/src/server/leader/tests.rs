@@ -21,6 +21,7 @@ fn server(
     let config = ServerConfig {
         machine: MachineId::parse(&format!("{number:032x}")).unwrap(),
         agent_ttl: Duration::from_secs(60),
+        policy: fleet_cluster::engine::Policy::for_ttl(Duration::from_secs(60)),
         disable_engine: false,
         shared_registry: true,
         address: Some(format!("10.0.0.{number}:4919")),
