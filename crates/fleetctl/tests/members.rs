@@ -277,6 +277,36 @@ fn an_old_server_cannot() {
     }
 }
 
+/// However many machines there are, a line stays a line.
+#[test]
+fn reasons_of_many_machines_are_told_shortly() {
+    let server = Server::new(|_, path, _| match path.split('?').next().unwrap() {
+        "machines" => (200, json!({})),
+        "units" => (
+            200,
+            json!({"units": [{"name": "a.service", "desiredState": "launched", "currentState": "inactive"}]}),
+        ),
+        "units/a.service/explain" => {
+            let reason = |n: usize| match n {
+                0..500 => "its metadata has no disk".to_owned(),
+                n => format!("it conflicts with u{n}.service"),
+            };
+            let unplaced: Vec<Value> =
+                (0..1000).map(|n| json!({"machineID": format!("{n:032x}"), "reason": reason(n)})).collect();
+            (200, json!({"name": "a.service", "unplaced": unplaced}))
+        }
+        other => panic!("{other}"),
+    });
+    let said = good(&server, &["list-unit-files", "--no-legend", "--fields=unit,reason"]);
+    assert!(
+        said.starts_with(
+            "a.service\tits metadata has no disk (00000000... and 499 more); it conflicts with "
+        ),
+        "{said}"
+    );
+    assert!(said.ends_with("; 498 more machines for other reasons\n"), "{said}");
+}
+
 /// A machine that the server did not know at first may have come since.
 #[test]
 fn machines_may_come_meanwhile() {

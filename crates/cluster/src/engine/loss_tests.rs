@@ -63,6 +63,8 @@ fn units_of_many_lost_machines_are_replaced_at_a_pace() {
     assert_eq!(cluster.engine.wake_at(), Some(cluster.now + SECOND));
     let waiting = cluster.view.scheduled_on(&id(2)).next().unwrap().clone();
     assert_eq!(cluster.engine.delay(&waiting), Some(Delay::MassLoss));
+    assert!(cluster.engine.is_mass_loss() && cluster.engine.delays().all(|(_, why)| why == Delay::MassLoss));
+    assert_eq!(cluster.engine.delays().count(), 14);
     assert_eq!(cluster.settle(), []);
     // What else there is to decide does not wait.
     cluster.start("new.service", "");
@@ -72,6 +74,7 @@ fn units_of_many_lost_machines_are_replaced_at_a_pace() {
     cluster.now += 20 * SECOND;
     assert_eq!(cluster.settle().len(), 4, "what was not used is not saved up, but so many are left");
     assert_eq!((cluster.engine.take_mass_loss(), cluster.engine.wake_at()), (None, None));
+    assert_eq!(cluster.engine.delays().count(), 0);
     // Later losses are new ones.
     cluster.now += GRACE;
     cluster.machine_gone(3);

@@ -11,7 +11,7 @@ use fleet_api::events::{Event, UnitEvent};
 use fleet_api::types::{Explanation, Reason};
 use futures_util::{StreamExt, stream};
 use progress::Progress;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep_until;
@@ -232,27 +232,28 @@ const MOST_REASONS: usize = 3;
 
 /// Reasons by machine, in one line of bounded length; machines with the same reason together.
 pub(crate) async fn reasons_in_words(context: &Context, reasons: &[Reason]) -> String {
-    let mut by_reason: Vec<(&str, Vec<String>)> = Vec::new();
+    let mut by_reason: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut known: HashMap<&str, usize> = HashMap::new();
     for reason in reasons {
-        let place =
-            if reason.machine_id.is_empty() { None } else { Some(context.legend(&reason.machine_id).await) };
-        match by_reason.iter_mut().find(|(text, _)| *text == reason.reason) {
-            Some((_, places)) => places.extend(place),
-            None => by_reason.push((&reason.reason, place.into_iter().collect())),
-        }
+        let at = *known.entry(&reason.reason).or_insert_with(|| {
+            by_reason.push((&reason.reason, Vec::new()));
+            by_reason.len() - 1
+        });
+        by_reason[at].1.extend(Some(reason.machine_id.as_str()).filter(|id| !id.is_empty()));
     }
     // The reasons that most machines have.
-    by_reason.sort_by_key(|(_, places)| std::cmp::Reverse(places.len()));
-    let more: usize = by_reason.iter().skip(MOST_REASONS).map(|(_, places)| places.len()).sum();
-    let mut parts: Vec<String> = by_reason
-        .into_iter()
-        .take(MOST_REASONS)
-        .map(|(text, places)| match places.as_slice() {
+    by_reason.sort_by_key(|(_, machines)| std::cmp::Reverse(machines.len()));
+    let more: usize = by_reason.iter().skip(MOST_REASONS).map(|(_, machines)| machines.len()).sum();
+    let mut parts = Vec::new();
+    for (text, machines) in by_reason.into_iter().take(MOST_REASONS) {
+        parts.push(match machines.as_slice() {
             [] => text.to_owned(),
-            [one] => format!("{text} ({one})"),
-            [first, rest @ ..] => format!("{text} ({first} and {} more)", rest.len()),
-        })
-        .collect();
+            [one] => format!("{text} ({})", context.legend(one).await),
+            [first, rest @ ..] => {
+                format!("{text} ({} and {} more)", context.legend(first).await, rest.len())
+            }
+        });
+    }
     if more > 0 {
         parts.push(format!("{more} more machines for other reasons"));
     }

@@ -585,6 +585,16 @@ mod tests {
         assert!(it.is_done());
     }
 
+    #[test]
+    fn what_the_cluster_holds_up_is_said() {
+        let mut it = tracker(Goal::Launched, false);
+        let mut held = event("launched", "inactive", "");
+        held.explanation.delayed = "many machines vanished at once".into();
+        it.take(Instant::now(), &Event::Unit(held));
+        let waiting: Vec<_> = it.waiting().map(|(_, what)| what).collect();
+        assert_eq!(waiting, [Waiting::Delayed("many machines vanished at once".into())]);
+    }
+
     /// The original's server says launched before systemd has done it.
     #[test]
     fn polling_waits_for_the_start_job() {
