@@ -5,7 +5,8 @@
 //! Nothing else is remembered, so that fleetd may end at any point and go on where it was.
 //!
 //! The first line that holds says the step. *live* is [`SystemdState::is_live`]; *hash* is that of the wanted file;
-//! two texts with the same hash differ in comments and blanks only.
+//! two texts with the same hash differ in comments and blanks only. *begun*: fleet asked for a start, and does not know how
+//! that ended (it was ended itself meanwhile); that it may have happened counts where the unit is not to run.
 //!
 //! | wanted   | file here       | started by fleet | systemd             | step |
 //! |----------|-----------------|------------------|---------------------|------|
@@ -21,21 +22,21 @@
 //! | nothing  | none            | no               | any                 | Forget: what else has that name is not ours |
 //! | nothing  | any             | any              | not known           | Ask |
 //! | nothing  | any             | any              | live                | Stop |
-//! | nothing  | any             | yes              | not live            | Release |
+//! | nothing  | any             | yes, begun       | not live            | Release |
 //! | nothing  | some            | no               | not live            | Remove |
 //! | loaded, launched | none    | no               | any                 | Install |
 //! | loaded, launched | any     | any              | not known           | Ask |
-//! | loaded   | any             | yes              | live                | Stop |
-//! | loaded   | any             | yes              | not live            | Release |
+//! | loaded   | any             | yes, begun       | live                | Stop |
+//! | loaded   | any             | yes, begun       | not live            | Release |
 //! | launched | any             | with another hash | live               | Stop |
 //! | launched | any             | with another hash | not live           | Release |
-//! | launched | another hash    | no               | live                | Stop: it runs an older file |
+//! | launched | another hash    | no, begun        | live                | Stop: it runs an older file |
 //! | loaded, launched | another text | any         | any                 | Install |
 //! | loaded   | this text       | no               | any                 | Rest: what a timer or socket started is left alone |
 //! | launched | this text       | with this hash   | any                 | Rest: whether it runs, failed or ended is reported, not changed |
-//! | launched | this text       | no               | deactivating        | Rest: until it has ended |
-//! | launched | this text       | no               | live                | Adopt |
-//! | launched | this text       | no               | not live            | Start |
+//! | launched | this text       | no, begun        | deactivating        | Rest: until it has ended |
+//! | launched | this text       | no, begun        | live                | Adopt |
+//! | launched | this text       | no, begun        | not live            | Start |
 //!
 //! When a stop job of fleet has ended well, fleet no longer holds the unit started, whatever is wanted by then.
 //!
@@ -61,6 +62,8 @@ pub struct Observed {
     pub text: Option<Arc<str>>,
     /// The hash of the file with which fleet started it since the machine booted.
     pub launched: Option<Hash>,
+    /// Whether fleet has asked for a start since then and does not know how that ended.
+    pub begun: bool,
     /// What systemd says; `None` before it was asked.
     pub systemd: Option<SystemdState>,
     /// What is under way.
@@ -109,13 +112,14 @@ pub fn next(wanted: Option<&Wanted>, observed: &Observed) -> Step {
 }
 
 fn next_unwanted(observed: &Observed) -> Step {
-    if observed.text.is_none() && observed.launched.is_none() {
+    let marked = observed.launched.is_some() || observed.begun;
+    if observed.text.is_none() && !marked {
         return Step::Forget;
     }
     match &observed.systemd {
         None => Step::Ask,
         Some(state) if state.is_live() => Step::Stop,
-        Some(_) if observed.launched.is_some() => Step::Release,
+        Some(_) if marked => Step::Release,
         Some(_) => Step::Remove,
     }
 }
@@ -127,9 +131,11 @@ fn next_wanted(wanted: &Wanted, observed: &Observed) -> Step {
     let Some(state) = &observed.systemd else { return Step::Ask };
     let hash = wanted.file.hash();
     let launch = wanted.state == DesiredState::Launched;
-    if let Some(launched) = observed.launched
-        && (!launch || launched != hash)
-    {
+    let other = match observed.launched {
+        Some(launched) => !launch || launched != hash,
+        None => !launch && observed.begun,
+    };
+    if other {
         return if state.is_live() { Step::Stop } else { Step::Release };
     }
     if observed.text.as_deref() != Some(wanted.file.text()) {

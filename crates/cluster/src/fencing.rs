@@ -25,7 +25,7 @@
 //!   that did not end it in time, its processes are killed.
 //! - It renews every [`renewal_period`], so that two lost renewals do not stop anything yet.
 //! - It keeps the time of the newest acknowledged renewal where a restarted fleetd finds it: who does not know it
-//!   has to stop at once. Likewise a fleetd that ends for good leaves nobody who would stop the unit.
+//!   has to stop at once. For a fleetd that ends for good, or hangs, there is the guard, which asks the same questions.
 //! - It starts a unit again when a newer renewal is acknowledged, if it is still wanted. It listens to one
 //!   session at a time, the newest.
 //!
@@ -143,6 +143,38 @@ pub fn due(renewed: Option<Time>, ttl: Time, stop_timeout: Time, now: Time) -> D
     } else {
         Due::Nothing
     }
+}
+
+/// What an agent makes of an acknowledged renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// It counts at once: no unit was due yet.
+    Counts,
+    /// It counts when all units have been looked at that were due before.
+    CountsAfter,
+    /// It can't be made use of: what was moved elsewhere meanwhile may not have been told yet.
+    Void,
+}
+
+/// What to make, at `now`, of the acknowledgement of a renewal, when the one before was sent at `renewed`. `told`: all that
+/// the server said before has been looked at.
+///
+/// Presence was renewed without a gap if the acknowledgement is here within the safe span: it was accepted before that.
+/// Otherwise the machine may have counted as lost in between.
+pub fn renewal(renewed: Option<Time>, ttl: Time, now: Time, told: bool) -> Renewal {
+    let within = |span: Time| renewed.is_some_and(|renewed| now < renewed.saturating_add(span));
+    if within(ttl / UNTOUCHED) {
+        Renewal::Counts
+    } else if told || within(safe_span(ttl)) {
+        Renewal::CountsAfter
+    } else {
+        Renewal::Void
+    }
+}
+
+/// Before this no unit is due, whatever time it may take to stop.
+pub fn untouched_until(renewed: Time, ttl: Time) -> Time {
+    renewed.saturating_add(ttl / UNTOUCHED)
 }
 
 /// What is wanted of a unit here, with regard to isolation.

@@ -10,26 +10,31 @@
 //! | `steps` | carries out steps: jobs, files, states, and what they run into |
 //! | `report` | tells the server what changed, and answers its questions |
 //! | `presence` | gives signs of life, and says goodbye |
+//! | `isolation` | looks after units with OnIsolation=stop |
 //! | `pulse` | tells the watchdog whether the agent gets on |
 
 use fleet_cluster::agent::{self as logic, Job, Observed, Step};
 use fleet_cluster::model::*;
 use fleet_link::{AgentEnd, Instruction, ToAgent};
-use fleet_systemd::{Error, JobResult, Notice, Systemd};
+use fleet_systemd::{Error, JobResult, Mark, Notice, Systemd};
 use fleet_unit::{Hash, UnitFile, UnitName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio::{task::JoinSet, time::Instant};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+mod isolation;
 mod presence;
 mod pulse;
 mod report;
 mod steps;
 
 pub use pulse::Pulse;
+
+use isolation::Isolation;
+use presence::Presence;
 
 /// After a failure of the machine (full disk, systemd out of reach) the next attempt waits this long, doubled up
 /// to the second value.
@@ -44,6 +49,9 @@ const GATHER: Duration = Duration::from_millis(200);
 
 /// The state of a unit with a job under way is asked this often; when the job ends it is asked at once.
 const PROGRESS: Duration = Duration::from_millis(500);
+
+/// Stopping and unloading everything may take this long; the service's TimeoutStopSec= has to be longer.
+const PURGE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// More immediate steps than this for one unit in one go mean that the machine does not do what it says.
 const MOST_ROUNDS: usize = 12;
@@ -68,6 +76,14 @@ struct Slot {
     /// The last state systemd told, which may be older than what is known to be outdated.
     seen: Option<SystemdState>,
     reported: Option<UnitReport>,
+}
+
+impl Slot {
+    /// Whether anything of the unit is on the machine, or may be.
+    fn is_here(&self) -> bool {
+        let Observed { text, launched, begun, job, .. } = &self.observed;
+        text.is_some() || launched.is_some() || *begun || job.is_some()
+    }
 }
 
 /// The agent of one machine.
@@ -95,6 +111,10 @@ pub struct Agent<S> {
     progress: BTreeSet<UnitName>,
     progress_at: Option<Instant>,
     questions: JoinSet<()>,
+    presence: Presence,
+    isolation: Isolation,
+    /// Cancelled before the agent is when it has to take everything off the machine.
+    purge: CancellationToken,
     pulse: Arc<Pulse>,
 }
 
@@ -106,19 +126,27 @@ impl<S: Systemd> Agent<S> {
         for (name, text) in found.files {
             slots.entry(name).or_default().observed.text = Some(text);
         }
-        for (name, hash) in found.launched {
-            slots.entry(name).or_default().observed.launched = Some(hash);
+        for (name, mark) in found.marks {
+            let observed = &mut slots.entry(name).or_default().observed;
+            match mark {
+                Mark::Launched(hash) => observed.launched = Some(hash),
+                Mark::Starting(_) => observed.begun = true,
+            }
         }
         if !slots.is_empty() {
             info!("found {} units of fleet on this machine", slots.len());
         }
-        let dirty = slots.keys().cloned().collect();
-        Ok(Agent {
+        let names: Vec<_> = slots.keys().cloned().collect();
+        let guarded = found.guarded.as_ref().map(|guarded| guarded.units.clone()).unwrap_or_default();
+        let mut agent = Agent {
+            presence: Presence::new(systemd.clone(), found.guarded),
+            isolation: Isolation::new(guarded),
+            purge: CancellationToken::new(),
             systemd,
             wanted: None,
             left: BTreeSet::new(),
             slots,
-            dirty,
+            dirty: names.iter().cloned().collect(),
             touched: BTreeSet::new(),
             held: BTreeSet::new(),
             jobs: JoinSet::new(),
@@ -129,7 +157,18 @@ impl<S: Systemd> Agent<S> {
             progress_at: None,
             questions: JoinSet::new(),
             pulse: Arc::default(),
-        })
+        };
+        for name in &names {
+            agent.note_isolation(name);
+        }
+        Ok(agent)
+    }
+
+    /// With a token that is cancelled before the agent is when it has to take all its units off the machine, and give up
+    /// its presence.
+    pub fn purged_by(mut self, purge: CancellationToken) -> Self {
+        self.purge = purge;
+        self
     }
 
     /// How the agent gets on.
@@ -137,11 +176,11 @@ impl<S: Systemd> Agent<S> {
         self.pulse.clone()
     }
 
-    /// Works until cancelled: with one session after the other, and without one in between. Units are left as they are.
+    /// Works until cancelled: with one session after the other, and without one in between. Units are left as they are,
+    /// unless they are to be purged.
     pub async fn run(mut self, mut sessions: mpsc::Receiver<AgentEnd>, cancel: CancellationToken) {
         let mut notices = self.systemd.notices();
         let mut session: Option<AgentEnd> = None;
-        let mut beating: Option<AbortOnDropHandle<()>> = None;
         let mut full_pass = tokio::time::interval_at(Instant::now() + FULL_PASS, FULL_PASS);
         self.ask_all().await;
         loop {
@@ -170,12 +209,12 @@ impl<S: Systemd> Agent<S> {
                     None => {
                         warn!("the session with the server ended; units go on as they are");
                         session = None;
-                        beating = None;
+                        self.presence.session(None).await;
                     }
                 },
                 end = sessions.recv(), if idle => match end {
                     Some(end) => {
-                        beating = Some(AbortOnDropHandle::new(tokio::spawn(presence::beat(end.beats.clone()))));
+                        self.presence.session(Some(end.beats.clone())).await;
                         for slot in self.slots.values_mut() {
                             slot.reported = None;
                         }
@@ -207,18 +246,79 @@ impl<S: Systemd> Agent<S> {
                     }
                 },
                 () = wake => self.wake(),
-                _ = full_pass.tick() => self.look_again(self.slots.keys().cloned().collect()),
+                () = self.presence.changed() => {
+                    if let Some(sent) = self.presence.known().waiting {
+                        // What was said before the renewal was acknowledged comes first.
+                        while let Some(Ok(message)) = session.as_mut().map(|end| end.receive.try_recv()) {
+                            self.take(message);
+                        }
+                        self.follow_isolation();
+                        self.presence.looked_at(sent).await;
+                    }
+                }
+                _ = full_pass.tick() => {
+                    self.look_again(self.slots.keys().cloned().collect());
+                    self.tend_guard().await;
+                }
                 Some(_) = self.questions.join_next(), if !self.questions.is_empty() => {}
             }
         }
-        drop(beating);
-        if let Some(end) = &session
-            && self.systemd.is_shutting_down().await
-        {
-            presence::leave(&end.beats).await;
+        self.end(session, notices).await;
+    }
+
+    /// Ends as it is asked to: leaves units and presence as they are, gives up presence, or takes everything away.
+    async fn end(mut self, session: Option<AgentEnd>, mut notices: mpsc::Receiver<Notice>) {
+        let why = if self.purge.is_cancelled() {
+            self.purge(&session, &mut notices).await;
+            Some("fleetd stops and takes its units along")
+        } else {
+            self.systemd.is_shutting_down().await.then_some("the machine shuts down")
+        };
+        if let (Some(why), Some(end)) = (why, &session) {
+            if self.may_leave(&mut notices).await {
+                // No sign of life after the farewell.
+                drop(self.presence);
+                presence::leave(&end.beats, why).await;
+            } else {
+                warn!("{why}, but units with OnIsolation=stop still run: its presence runs out by itself");
+            }
         }
         self.questions.shutdown().await;
         self.jobs.shutdown().await;
+    }
+
+    /// Stops all units and takes them off the machine, as far as that can be done in time.
+    async fn purge(&mut self, session: &Option<AgentEnd>, notices: &mut mpsc::Receiver<Notice>) {
+        let deadline = Instant::now() + PURGE_DEADLINE;
+        let names: Vec<_> = self.slots.keys().cloned().collect();
+        info!("stopping and unloading {} units", names.len());
+        self.wanted = Some(BTreeMap::new());
+        self.left.clear();
+        self.dirty.extend(names);
+        loop {
+            self.settle().await;
+            self.report(session).await;
+            if !self.slots.values().any(Slot::is_here) {
+                return;
+            }
+            let look = self.wake_at().unwrap_or(deadline).min(deadline);
+            tokio::select! {
+                Some(Ok(done)) = self.jobs.join_next() => self.job_done(done).await,
+                Some(notice) = notices.recv() => match notice {
+                    Notice::Units(names) => self.look_again(names),
+                    Notice::All => self.look_again(self.slots.keys().cloned().collect()),
+                },
+                () = tokio::time::sleep_until(look) => self.wake(),
+            }
+            if Instant::now() >= deadline {
+                let left = self.slots.values().filter(|slot| slot.is_here()).count();
+                warn!(
+                    "{left} units could not be unloaded within {} s; they are left",
+                    PURGE_DEADLINE.as_secs()
+                );
+                return;
+            }
+        }
     }
 
     /// Notes what is wanted of a unit.
@@ -227,17 +327,18 @@ impl<S: Systemd> Agent<S> {
         self.left.remove(&name);
         match instruction {
             Some(Instruction::Hold(unit)) => {
-                wanted.insert(name, unit);
+                wanted.insert(name.clone(), unit);
             }
             Some(Instruction::Leave) => {
                 warn!(UNIT = %name, "the server can't tell what is wanted of {name}; left as it is");
                 wanted.remove(&name);
-                self.left.insert(name);
+                self.left.insert(name.clone());
             }
             None => {
                 wanted.remove(&name);
             }
         }
+        self.note_isolation(&name);
     }
 
     fn take(&mut self, message: ToAgent) {
@@ -285,7 +386,7 @@ impl<S: Systemd> Agent<S> {
     fn wake_at(&self) -> Option<Instant> {
         let holds = self.held.iter().filter_map(|name| self.slots.get(name)?.hold);
         let batch = self.batch.as_ref().filter(|_| !self.gathered.is_empty()).map(|(_, ends)| *ends);
-        holds.chain(batch).chain(self.progress_at).min()
+        holds.chain(batch).chain(self.progress_at).chain(self.isolation_at()).min()
     }
 
     fn wake(&mut self) {
@@ -331,8 +432,9 @@ impl<S: Systemd> Agent<S> {
             return self.ask_all().await;
         }
         for _ in 0..MOST_ROUNDS {
+            self.follow_isolation();
             if self.dirty.is_empty() {
-                return;
+                return self.disarm().await;
             }
             self.round().await;
         }
@@ -346,20 +448,24 @@ impl<S: Systemd> Agent<S> {
     async fn round(&mut self) {
         let now = Instant::now();
         let (mut ask, mut install, mut remove) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut start, mut arm) = (Vec::new(), Vec::new());
         self.touched.extend(self.dirty.iter().cloned());
         for name in std::mem::take(&mut self.dirty) {
+            self.note_isolation(&name);
             let wanted = self.wanted.as_ref().and_then(|wanted| wanted.get(&name));
+            let wanted = self.isolation.still_wanted(&name, wanted);
             let slot = self.slots.entry(name.clone()).or_default();
             if slot.hold.is_some_and(|until| until > now) {
                 continue;
             }
-            if self.left.contains(&name) {
+            if self.left.contains(&name) && !self.isolation.is_lapsed(&name) {
                 if slot.observed.systemd.is_none() {
                     ask.push(name);
                 }
                 continue;
             }
             match logic::next(wanted, &slot.observed) {
+                _ if wanted.is_some() && self.isolation.lacks_guard(&name) => arm.push(name),
                 Step::Rest => {}
                 Step::Ask => ask.push(name),
                 Step::Install
@@ -368,7 +474,7 @@ impl<S: Systemd> Agent<S> {
                     self.gathered.insert(name);
                 }
                 Step::Install => install.extend(wanted.map(|wanted| (name, wanted.file.clone()))),
-                Step::Start(hash) => self.begin(name, Job::Start, hash),
+                Step::Start(hash) => start.push((name, hash)),
                 Step::Stop => {
                     let hash = slot.observed.launched.unwrap_or(Hash([0; 20]));
                     self.begin(name, Job::Stop, hash);
@@ -386,6 +492,12 @@ impl<S: Systemd> Agent<S> {
                     }
                 }
             }
+        }
+        if !arm.is_empty() {
+            self.arm(arm).await;
+        }
+        if !start.is_empty() {
+            self.start(start).await;
         }
         if !install.is_empty() {
             self.batch = Some((BTreeSet::new(), now + GATHER));

@@ -78,6 +78,16 @@ pub struct EtcdConfig {
     pub login: Option<(String, Secret)>,
 }
 
+/// What becomes of a machine's units when fleetd is told to stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnStop {
+    /// They run on, and the machine keeps its presence until that runs out.
+    #[default]
+    Keep,
+    /// They are stopped and unloaded, and the machine gives up its presence, as in the original.
+    Purge,
+}
+
 /// The file that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigFile {
@@ -118,6 +128,8 @@ pub struct Config {
     pub mass_loss_fraction: (u32, u32),
     /// When many machines vanish at once, so many of their units are placed elsewhere in each period of this length.
     pub mass_loss_rate: (usize, Duration),
+    /// What becomes of this machine's units when fleetd is told to stop.
+    pub on_stop: OnStop,
     /// How often the engine looks at everything, as a net below its work on changes.
     pub engine_reconcile_interval: Duration,
     /// The number of entries on a page of the API.
@@ -214,7 +226,7 @@ pub enum ConfigError {
 }
 
 /// Every key there is, in the order of docs/CONFIGURATION.md.
-pub const KEYS: [&str; 29] = [
+pub const KEYS: [&str; 30] = [
     "verbosity",
     "etcd_servers",
     "etcd_username",
@@ -230,6 +242,7 @@ pub const KEYS: [&str; 29] = [
     "agent_ttl",
     "mass_loss_fraction",
     "mass_loss_rate",
+    "on_stop",
     "units_directory",
     "systemd_user",
     "token_limit",
@@ -493,6 +506,7 @@ impl Options {
             agent_ttl: self.read("agent_ttl", Duration::from_secs(30), agent_ttl)?,
             mass_loss_fraction: self.read("mass_loss_fraction", (1, 3), fraction)?,
             mass_loss_rate: self.read("mass_loss_rate", (10, Duration::from_secs(1)), rate)?,
+            on_stop: self.read("on_stop", OnStop::Keep, on_stop)?,
             engine_reconcile_interval: self.read(
                 "engine_reconcile_interval",
                 Duration::from_secs(2),
@@ -709,6 +723,14 @@ fn rate(text: &str) -> Result<(usize, Duration), String> {
         number.ok_or_else(|| format!("{} is no number of units a second (0.01 to 100000)", shown(text)))?;
     let units = number.ceil();
     Ok((units as usize, Duration::from_secs_f64(units / number)))
+}
+
+fn on_stop(text: &str) -> Result<OnStop, String> {
+    match text {
+        "keep" => Ok(OnStop::Keep),
+        "purge" => Ok(OnStop::Purge),
+        _ => Err(format!("{} is neither keep nor purge", shown(text))),
+    }
 }
 
 fn page_size(text: &str) -> Result<usize, String> {

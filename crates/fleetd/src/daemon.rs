@@ -3,10 +3,10 @@
 
 use crate::agent::{Agent, Pulse};
 use crate::api::{self, Api, MAX_CONNECTIONS};
-use crate::config::{Command, Config, Flags, RegistryCommand, environment};
+use crate::config::{Command, Config, Flags, OnStop, RegistryCommand, environment};
 use crate::identity::{self, IdentityFiles};
 use crate::server::{Server, ServerConfig};
-use crate::{address, listen, logging, notify::Notifier};
+use crate::{address, guard, listen, logging, notify::Notifier};
 use anyhow::{Context, bail};
 use fleet_cluster::{engine::Policy, model::Machine};
 use fleet_link::{AgentEnd, Hello, KeepAlive, dial::Dialer, serve};
@@ -23,11 +23,18 @@ use tracing::{error, info, warn};
 
 /// How long open connections and tasks may take to end when fleetd stops.
 const STOP_DEADLINE: Duration = Duration::from_secs(8);
+/// How long the agent may take when it takes its units along; together with the other deadline less than the service's
+/// TimeoutStopSec=.
+const PURGE_DEADLINE: Duration = Duration::from_secs(75);
 /// How long to wait before beginning the session with our own agent again after it broke.
 const SESSION_RETRY: Duration = Duration::from_millis(500);
 
 /// Runs what the command line asks for.
 pub fn run(flags: &Flags) -> anyhow::Result<()> {
+    // It has no configuration: what it has to know it is told by fleetd.
+    if let Some(Command::Guard) = &flags.command {
+        return guard::run();
+    }
     let (config, warnings) = Config::load(flags)?;
     if let Some(Command::Registry(command)) = &flags.command {
         return tend_registry(command, &config.state_directory);
@@ -80,6 +87,8 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
     let directories = Directories {
         launched: config.units_directory.parent().unwrap_or(Path::new("/run/fleet")).join("launched"),
         units: config.units_directory.clone(),
+        // Wherever unit files are: that is where the guard looks.
+        guard: fleet_systemd::guard::PATH.into(),
     };
     // The registry first: who can't have it must not touch the machine.
     let store = match config.join[..] {
@@ -101,6 +110,7 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
     let mut daemon = Daemon {
         hello: Hello { id, machine },
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        purge: CancellationToken::new(),
         agent_cancel: CancellationToken::new(),
         agent_ended: CancellationToken::new(),
         cancel: CancellationToken::new(),
@@ -127,15 +137,15 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
             Err(_) => daemon.tasks.join_next().await,
         },
         ended = daemon.tasks.join_next() => ended,
-        _ = terminate.recv() => Some(Ok(Ok(()))),
-        _ = interrupt.recv() => Some(Ok(Ok(()))),
+        _ = terminate.recv() => daemon.told_to_stop("SIGTERM", config.on_stop),
+        _ = interrupt.recv() => daemon.told_to_stop("SIGINT", config.on_stop),
     };
     let ended = match first {
         Some(ended) => Some(ended),
         None => tokio::select! {
             ended = daemon.tasks.join_next() => ended,
-            _ = terminate.recv() => { info!("Received SIGTERM: stopping; units go on"); None }
-            _ = interrupt.recv() => { info!("Received SIGINT: stopping; units go on"); None }
+            _ = terminate.recv() => daemon.told_to_stop("SIGTERM", config.on_stop),
+            _ = interrupt.recv() => daemon.told_to_stop("SIGINT", config.on_stop),
         },
     };
     let outcome = match ended {
@@ -159,12 +169,17 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
 struct Daemon {
     hello: Hello,
     connections: Arc<Semaphore>,
+    /// Whether the agent takes its units along when it ends.
+    purge: CancellationToken,
     /// The agent ends first, while its session can still say goodbye.
     agent_cancel: CancellationToken,
     agent_ended: CancellationToken,
     cancel: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
 }
+
+/// How a task of the daemon ended.
+type TaskEnd = Result<anyhow::Result<()>, tokio::task::JoinError>;
 
 /// Tells when the daemon is ready, with a status for systemd.
 type Ready = oneshot::Receiver<String>;
@@ -173,6 +188,7 @@ impl Daemon {
     /// Starts the agent; what it needs is sessions.
     fn run_agent(&mut self, agent: Agent<SystemdHost>) -> mpsc::Sender<AgentEnd> {
         let (sessions, ends) = mpsc::channel(1);
+        let agent = agent.purged_by(self.purge.clone());
         let (cancel, ended) = (self.agent_cancel.clone(), self.agent_ended.clone());
         self.tasks.spawn(async move {
             let _ended = ended.drop_guard();
@@ -326,10 +342,23 @@ impl Daemon {
         });
     }
 
+    /// Notes that fleetd ends because it was told so, which is no failure of a task. The original took both signals alike.
+    fn told_to_stop(&self, signal: &str, on_stop: OnStop) -> Option<TaskEnd> {
+        match on_stop {
+            OnStop::Keep => info!("Received {signal}: stopping; units go on"),
+            OnStop::Purge => {
+                info!("Received {signal}: stopping, with all units (on_stop=purge)");
+                self.purge.cancel();
+            }
+        }
+        Some(Ok(Ok(())))
+    }
+
     /// Ends all tasks and connections.
     async fn end(mut self) {
+        let agent_deadline = if self.purge.is_cancelled() { PURGE_DEADLINE } else { STOP_DEADLINE };
         self.agent_cancel.cancel();
-        if tokio::time::timeout(STOP_DEADLINE, self.agent_ended.cancelled()).await.is_err() {
+        if tokio::time::timeout(agent_deadline, self.agent_ended.cancelled()).await.is_err() {
             warn!("the agent did not end in time");
         }
         self.cancel.cancel();

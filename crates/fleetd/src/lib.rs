@@ -5,6 +5,7 @@ pub mod agent;
 pub mod api;
 pub mod config;
 pub mod daemon;
+pub mod guard;
 pub mod identity;
 pub mod listen;
 pub mod logging;

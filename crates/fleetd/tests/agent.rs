@@ -1,111 +1,14 @@
 //! The agent against a systemd in memory: what it does, and above all what it must never do.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod rig;
+
 use fleet_cluster::model::*;
-use fleet_link::{AgentEnd, FromAgent, Hello, Instruction, ServerEnd, ToAgent};
+use fleet_link::{Instruction, ToAgent};
 use fleet_systemd::memory::{Behaviour, MemorySystemd};
-use fleet_systemd::{Error, Systemd};
-use fleet_unit::{UnitFile, UnitName};
-use fleetd::agent::Agent;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
-use tokio_util::sync::CancellationToken;
-
-const SLEEP: &str = "[Service]\nExecStart=/bin/sleep infinity\n";
-
-fn name(text: &str) -> UnitName {
-    UnitName::parse(text).unwrap()
-}
-
-fn wanted(text: &str, state: DesiredState) -> Wanted {
-    Wanted { file: UnitFile::parse(text).unwrap(), state }
-}
-
-fn hello() -> Hello {
-    let machine = Machine::default();
-    Hello { id: MachineId::parse("4a1e0c2fb7d94e6c8f3a51d2c07e9b11").unwrap(), machine }
-}
-
-/// One agent, and the server's end of its session.
-struct Rig {
-    systemd: MemorySystemd,
-    sessions: mpsc::Sender<AgentEnd>,
-    server: Option<ServerEnd>,
-    /// What the agent reported, put together.
-    reports: BTreeMap<UnitName, UnitReport>,
-    cancel: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-impl Rig {
-    async fn new(systemd: MemorySystemd) -> Rig {
-        let agent = Agent::new(Arc::new(systemd.clone())).await.unwrap();
-        let (sessions, ends) = mpsc::channel(1);
-        let cancel = CancellationToken::new();
-        let task = tokio::spawn(agent.run(ends, cancel.clone()));
-        let mut rig = Rig { systemd, sessions, server: None, reports: BTreeMap::new(), cancel, task };
-        rig.connect().await;
-        rig
-    }
-
-    async fn connect(&mut self) {
-        let (server, agent) = fleet_link::local(hello());
-        self.sessions.send(agent).await.unwrap();
-        self.server = Some(server);
-    }
-
-    async fn send(&mut self, message: ToAgent) {
-        self.server.as_ref().unwrap().send.send(message).await.unwrap();
-    }
-
-    async fn snapshot(&mut self, units: &[(&str, Wanted)]) {
-        let units = units.iter().map(|(unit, wanted)| (name(unit), wanted.clone().into())).collect();
-        self.send(ToAgent::Snapshot(units)).await;
-    }
-
-    async fn change(&mut self, unit: &str, wanted: Option<Wanted>) {
-        self.send(ToAgent::Changes([(name(unit), wanted.map(Into::into))].into())).await;
-    }
-
-    /// Takes reports until something holds for them. Time is simulated, so a deadline costs nothing.
-    async fn until(&mut self, what: &str, holds: impl Fn(&BTreeMap<UnitName, UnitReport>) -> bool) {
-        while !holds(&self.reports) {
-            let receive = &mut self.server.as_mut().unwrap().receive;
-            let message = timeout(Duration::from_secs(120), receive.recv()).await;
-            match message.unwrap_or_else(|_| panic!("never: {what}; {:?}", self.reports)) {
-                Some(FromAgent::Snapshot(all)) => self.reports = all,
-                Some(FromAgent::Changes(changes)) => {
-                    for (unit, report) in changes {
-                        match report {
-                            Some(report) => self.reports.insert(unit, report),
-                            None => self.reports.remove(&unit),
-                        };
-                    }
-                }
-                None => panic!("the agent ended"),
-            }
-        }
-    }
-
-    async fn until_active(&mut self, unit: &str, active: &str) {
-        let unit = name(unit);
-        self.until(&format!("{unit} {active}"), |reports| {
-            reports.get(&unit).is_some_and(|report| report.systemd.active == active)
-        })
-        .await;
-    }
-
-    /// Lets everything that can happen happen.
-    async fn quiet(&self) {
-        tokio::time::sleep(Duration::from_secs(600)).await;
-    }
-
-    async fn end(self) -> MemorySystemd {
-        self.cancel.cancel();
-        self.task.await.unwrap();
-        self.systemd
-    }
-}
+use fleet_systemd::{Error, Mark, Systemd};
+use fleet_unit::UnitFile;
+use rig::{Rig, SLEEP, name, wanted};
 
 #[tokio::test(start_paused = true)]
 async fn a_unit_is_installed_started_stopped_and_removed() {
@@ -322,5 +225,36 @@ async fn what_the_server_cannot_tell_is_left_as_it_is() {
     rig.change("a.service", None).await;
     rig.until("it is gone", |r| !r.contains_key(&a)).await;
     assert_eq!(rig.systemd.jobs(&a), (1, 1));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_fleetd_did_not_see_the_end_of_is_remembered() {
+    let (slow, timer) = (name("slow.service"), name("timer.service"));
+    let systemd = MemorySystemd::default();
+    systemd.behave(&slow, Behaviour::Hangs, Behaviour::Works);
+    let mut rig = Rig::new(systemd).await;
+    let hash = wanted(SLEEP, DesiredState::Launched).file.hash();
+    rig.snapshot(&[("slow.service", wanted(SLEEP, DesiredState::Launched))]).await;
+    rig.until_active("slow.service", "activating").await;
+    assert_eq!(rig.systemd.marked(&slow), Some(Mark::Starting(hash)));
+    // fleetd is killed; systemd goes on with the start.
+    rig.task.abort();
+    let systemd = rig.systemd.reconnect();
+    let starting = systemd.clone();
+    tokio::spawn(async move { starting.start(&name("slow.service")).await });
+    systemd.behave(&slow, Behaviour::Works, Behaviour::Works);
+    systemd.until(|systemd| systemd.active(&name("slow.service")) == "active").await;
+    // Something else started another unit that is only loaded.
+    systemd.install(&[(timer.clone(), UnitFile::parse(SLEEP).unwrap())]).await.pop().unwrap().unwrap();
+    systemd.start(&timer).await.unwrap();
+    // Meanwhile they are to be loaded only.
+    let mut rig = Rig::new(systemd).await;
+    let loaded = wanted(SLEEP, DesiredState::Loaded);
+    rig.snapshot(&[("slow.service", loaded.clone()), ("timer.service", loaded)]).await;
+    rig.until_active("slow.service", "inactive").await;
+    rig.quiet().await;
+    assert_eq!(rig.systemd.marked(&slow), None);
+    assert_eq!(rig.systemd.active(&timer), "active");
     rig.end().await;
 }

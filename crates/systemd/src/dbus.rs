@@ -6,13 +6,14 @@
 //!
 //! What happens to files is in [`crate::files`], what is run as a command in [`crate::commands`].
 use crate::{
-    Error, Found, JobResult, Notice, Output, State, Systemd,
+    Error, Found, Guarded, JobResult, Mark, Notice, Output, State, Systemd,
     commands::Commands,
     files::{self, Written},
+    guard,
 };
 use bus::{Bus, Current, Keeper};
 use changes::Changes;
-use fleet_unit::{Hash, UnitFile, UnitName};
+use fleet_unit::{UnitFile, UnitName};
 use futures_util::future::join_all;
 use jobs::{Ending, Jobs};
 use proxy::{Listed, UnitProxy};
@@ -69,11 +70,17 @@ pub struct Directories {
     pub units: PathBuf,
     /// Marks of what was launched since boot; by default `/run/fleet/launched`.
     pub launched: PathBuf,
+    /// What the guard has to know, a file; [`guard::PATH`], where the guard looks for it, but in tests.
+    pub guard: PathBuf,
 }
 
 impl Default for Directories {
     fn default() -> Self {
-        Directories { units: "/run/fleet/units".into(), launched: "/run/fleet/launched".into() }
+        Directories {
+            units: "/run/fleet/units".into(),
+            launched: "/run/fleet/launched".into(),
+            guard: guard::PATH.into(),
+        }
     }
 }
 
@@ -364,24 +371,39 @@ impl SystemdHost {
 
     /// Whether the unit's last start was refused for coming too often (StartLimitBurst=).
     async fn hit_start_limit(&self, bus: &Bus, unit: &UnitName) -> bool {
-        let Some((_, suffix)) = unit.as_str().rsplit_once('.') else { return false };
+        let result = async { self.of_type(bus, unit).await?.get_property::<String>("Result").await };
+        // Targets and slices have no result, nor a limit.
+        bus.ask(result).await.is_ok_and(|result| result == "start-limit-hit")
+    }
+
+    async fn stop_timeout(&self, bus: &Bus, unit: &UnitName) -> Duration {
+        let Some((_, suffix)) = unit.as_str().rsplit_once('.') else { return Duration::MAX };
+        let property = match suffix {
+            "service" => "TimeoutStopUSec",
+            "socket" | "mount" | "swap" => "TimeoutUSec",
+            // These run nothing.
+            _ => return Duration::ZERO,
+        };
+        let timeout = async { self.of_type(bus, unit).await?.get_property::<u64>(property).await };
+        match bus.ask(timeout).await {
+            Ok(u64::MAX) | Err(_) => Duration::MAX,
+            Ok(microseconds) => Duration::from_micros(microseconds),
+        }
+    }
+
+    /// The interface of the unit's own type. Asking there loads the unit for a moment if need be.
+    async fn of_type<'b>(&self, bus: &'b Bus, unit: &UnitName) -> zbus::Result<zbus::Proxy<'b>> {
+        let suffix = unit.as_str().rsplit_once('.').map_or("", |(_, suffix)| suffix);
         let mut letters = suffix.chars();
         let kind: String =
             letters.next().map(|c| c.to_ascii_uppercase()).into_iter().chain(letters).collect();
-        let result = async {
-            let interface = format!("org.freedesktop.systemd1.{kind}");
-            zbus::proxy::Builder::<zbus::Proxy<'_>>::new(&bus.connection)
-                .destination("org.freedesktop.systemd1")
-                .path(path::of_unit(unit.as_str()))
-                .interface(interface)
-                .cache_properties(CacheProperties::No)
-                .build()
-                .await?
-                .get_property::<String>("Result")
-                .await
-        };
-        // Targets and slices have no result, nor a limit.
-        bus.ask(result).await.is_ok_and(|result| result == "start-limit-hit")
+        zbus::proxy::Builder::<zbus::Proxy<'_>>::new(&bus.connection)
+            .destination("org.freedesktop.systemd1")
+            .path(path::of_unit(unit.as_str()))
+            .interface(format!("org.freedesktop.systemd1.{kind}"))
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await
     }
 
     async fn reset_failed(&self, bus: &Bus, unit: &UnitName) {
@@ -426,9 +448,10 @@ impl Systemd for SystemdHost {
     async fn find(&self) -> Result<Found, Error> {
         let bus = self.bus().await?;
         let boot = bus.boot.clone();
-        let (all, launched) = self
+        let (all, marks, guarded) = self
             .with_files(move |directories| {
-                Ok((files::list_units(directories)?, files::list_marks(directories, &boot)?))
+                let guarded = guard::read(&directories.guard);
+                Ok((files::list_units(directories)?, files::list_marks(directories, &boot)?, guarded))
             })
             .await?;
         let (linked, unlinked): (Vec<_>, Vec<_>) =
@@ -447,7 +470,12 @@ impl Systemd for SystemdHost {
                 Err(error) => tracing::warn!(%unit, %error, "a unit file that is not linked can't be"),
             }
         }
-        Ok(Found { files, launched })
+        // What can't be read is not known: then nothing of it runs on.
+        let guarded = guarded.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what the guard was told can't be read");
+            None
+        });
+        Ok(Found { files, marks, guarded })
     }
 
     async fn install(&self, units: &[(UnitName, UnitFile)]) -> Vec<Result<(), Error>> {
@@ -610,10 +638,46 @@ impl Systemd for SystemdHost {
         Ok(states)
     }
 
-    async fn mark_launched(&self, unit: &UnitName, hash: Option<Hash>) -> Result<(), Error> {
-        let boot = self.bus().await?.boot.clone();
-        let unit = unit.clone();
-        self.with_files(move |directories| files::mark(directories, &boot, &unit, hash)).await
+    async fn mark(&self, marks: &[(UnitName, Option<Mark>)]) -> Vec<Result<(), Error>> {
+        let write = async {
+            let boot = self.bus().await?.boot.clone();
+            let marks = marks.to_vec();
+            let write = move |directories: &Directories| {
+                let one =
+                    |(unit, mark): &(UnitName, Option<Mark>)| files::mark(directories, &boot, unit, *mark);
+                Ok(marks.iter().map(one).collect())
+            };
+            self.with_files(write).await
+        };
+        write.await.unwrap_or_else(|error| vec![Err(error); marks.len()])
+    }
+
+    fn clock(&self) -> Duration {
+        guard::clock()
+    }
+
+    async fn stop_timeouts(&self, units: &[UnitName]) -> BTreeMap<UnitName, Duration> {
+        let Ok(bus) = self.bus().await else {
+            return units.iter().map(|unit| (unit.clone(), Duration::MAX)).collect();
+        };
+        let timeouts = units.iter().map(async |unit| (unit.clone(), self.stop_timeout(&bus, unit).await));
+        join_all(timeouts).await.into_iter().collect()
+    }
+
+    async fn tell_guard(&self, guarded: Option<&Guarded>) -> Result<(), Error> {
+        let guarded = guarded.cloned();
+        self.with_files(move |directories| files::tell_guard(&directories.guard, guarded.as_ref())).await
+    }
+
+    async fn run_guard(&self, run: bool) -> Result<(), Error> {
+        let unit = UnitName::parse(guard::UNIT).map_err(|error| Error::Refused(error.to_string()))?;
+        let job = if run { Job::Start } else { Job::Stop };
+        match self.job(&unit, job).await? {
+            JobResult::Failed(word) => Err(Error::Refused(format!(
+                "{unit} does not start (its job ended with result '{word}'; see systemctl status {unit})"
+            ))),
+            JobResult::Done | JobResult::Canceled => Ok(()),
+        }
     }
 
     async fn is_shutting_down(&self) -> bool {

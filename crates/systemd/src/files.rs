@@ -1,7 +1,7 @@
 //! fleet's files on a machine: the unit files in the units directory and the marks of what was launched.
 //!
 //! Everything here blocks for the moment a small file takes; callers on the async side use a blocking thread.
-use crate::{Error, dbus::Directories};
+use crate::{Error, Guarded, Mark, dbus::Directories, guard};
 use fleet_unit::{Hash, UnitFile, UnitName, file::MAX_SIZE};
 use std::{
     collections::BTreeMap,
@@ -135,31 +135,49 @@ pub(crate) fn list_units(directories: &Directories) -> Result<BTreeMap<UnitName,
     Ok(found)
 }
 
-/// Notes that a unit was launched in this life of the machine (`boot`), or forgets it.
+/// Notes that a unit was started in this life of the machine (`boot`), or forgets it.
 pub(crate) fn mark(
     directories: &Directories,
     boot: &str,
     unit: &UnitName,
-    hash: Option<Hash>,
+    mark: Option<Mark>,
 ) -> Result<(), Error> {
     let path = directories.launched.join(unit.as_str());
-    match hash {
-        Some(hash) => write_atomically(&path, format!("{hash} {boot}\n").as_bytes(), None)
-            .map_err(|error| failed(&path, error)),
-        None => delete(&path),
-    }
+    let text = match mark {
+        Some(Mark::Launched(hash)) => format!("{hash} {boot}\n"),
+        Some(Mark::Starting(hash)) => format!("{hash} {boot} starting\n"),
+        None => return delete(&path),
+    };
+    write_atomically(&path, text.as_bytes(), None).map_err(|error| failed(&path, error))
+}
+
+/// Writes what the guard has to know; `None`: that there is nothing.
+pub(crate) fn tell_guard(path: &Path, guarded: Option<&Guarded>) -> Result<(), Error> {
+    let written = || match guarded {
+        Some(guarded) => write_atomically(path, guard::text(guarded)?.as_bytes(), None),
+        None => match fs::remove_file(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            result => result,
+        },
+    };
+    written().map_err(|error| failed(path, error))
 }
 
 /// The marks made in this life of the machine. Those of an earlier one (in a container /run may survive) say
 /// nothing any more and are deleted.
-pub(crate) fn list_marks(directories: &Directories, boot: &str) -> Result<BTreeMap<UnitName, Hash>, Error> {
+pub(crate) fn list_marks(directories: &Directories, boot: &str) -> Result<BTreeMap<UnitName, Mark>, Error> {
     let mut marks = BTreeMap::new();
     for entry in entries(&directories.launched)? {
         let path = directories.launched.join(&entry);
         let mark = entry.to_str().and_then(|name| UnitName::parse(name).ok()).and_then(|name| {
             let text = read_bounded(&path).ok()?;
             let (hash, then) = text.trim_end().split_once(' ')?;
-            (then == boot).then_some((name, Hash::parse(hash)?))
+            let hash = Hash::parse(hash)?;
+            match then.strip_prefix(boot)? {
+                "" => Some((name, Mark::Launched(hash))),
+                " starting" => Some((name, Mark::Starting(hash))),
+                _ => None,
+            }
         });
         match mark {
             Some((name, hash)) => {
@@ -251,7 +269,11 @@ mod tests {
     }
 
     fn directories(root: &tempfile::TempDir) -> Directories {
-        Directories { units: root.path().join("fleet/units"), launched: root.path().join("fleet/launched") }
+        Directories {
+            units: root.path().join("fleet/units"),
+            launched: root.path().join("fleet/launched"),
+            guard: root.path().join("fleet/guard"),
+        }
     }
 
     fn names(path: &Path) -> Vec<String> {
@@ -334,14 +356,17 @@ mod tests {
     fn marks_count_in_one_life_of_the_machine_only() {
         let root = tempfile::tempdir().unwrap();
         let directories = directories(&root);
-        let hash = Hash([7; 20]);
-        mark(&directories, "boot-1", &name("a.service"), Some(hash)).unwrap();
-        mark(&directories, "boot-1", &name("b.service"), Some(hash)).unwrap();
+        let (launched, starting) = (Mark::Launched(Hash([7; 20])), Mark::Starting(Hash([8; 20])));
+        mark(&directories, "boot-1", &name("a.service"), Some(starting)).unwrap();
+        mark(&directories, "boot-1", &name("a.service"), Some(launched)).unwrap();
+        mark(&directories, "boot-1", &name("b.service"), Some(launched)).unwrap();
+        mark(&directories, "boot-1", &name("s.service"), Some(starting)).unwrap();
+        mark(&directories, "boot-10", &name("o.service"), Some(launched)).unwrap();
         mark(&directories, "boot-1", &name("b.service"), None).unwrap();
         mark(&directories, "boot-1", &name("b.service"), None).unwrap();
         fs::write(directories.launched.join("c.service"), "rubbish").unwrap();
         let marks = list_marks(&directories, "boot-1").unwrap();
-        assert_eq!(marks, BTreeMap::from([(name("a.service"), hash)]));
+        assert_eq!(marks, BTreeMap::from([(name("a.service"), launched), (name("s.service"), starting)]));
         assert!(list_marks(&directories, "boot-2").unwrap().is_empty());
         assert!(list_marks(&directories, "boot-1").unwrap().is_empty());
     }

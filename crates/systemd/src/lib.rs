@@ -8,12 +8,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::Arc,
+    time::Duration,
 };
 use tokio::sync::mpsc;
 
 mod commands;
 pub mod dbus;
 mod files;
+pub mod guard;
 pub mod memory;
 
 /// What systemd says of a unit: load, active and sub state.
@@ -41,8 +43,31 @@ pub enum JobResult {
 pub struct Found {
     /// The unit files in the units directory that are linked into systemd, with their texts.
     pub files: BTreeMap<UnitName, Arc<str>>,
-    /// Which units fleet has started since the machine booted, with the hash of the file it was.
-    pub launched: BTreeMap<UnitName, Hash>,
+    /// Which units fleet has started since the machine booted.
+    pub marks: BTreeMap<UnitName, Mark>,
+    /// What the guard was told last in this life of the machine.
+    pub guarded: Option<Guarded>,
+}
+
+/// What is remembered of a unit that fleet started, with the hash of the file it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// The start job was asked for, or is about to be; how it ended is not known.
+    Starting(Hash),
+    /// The start job has ended.
+    Launched(Hash),
+}
+
+/// What the guard has to know: which units it has to stop when the machine's presence is not renewed, and when
+/// it was. See [`guard`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guarded {
+    /// For how long presence holds.
+    pub ttl: Duration,
+    /// When the newest renewal that was acknowledged was sent, by [`Systemd::clock`].
+    pub renewed: Duration,
+    /// The units, and how long each may take to stop.
+    pub units: BTreeMap<UnitName, Duration>,
 }
 
 /// Something may have changed.
@@ -103,12 +128,18 @@ pub trait Systemd: Send + Sync + 'static {
         &self,
         units: &[UnitName],
     ) -> impl Future<Output = Result<BTreeMap<UnitName, State>, Error>> + Send;
-    /// Remembers, until the machine's next boot, that a unit was started with this file; `None` forgets it.
-    fn mark_launched(
-        &self,
-        unit: &UnitName,
-        hash: Option<Hash>,
-    ) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Remembers until the machine's next boot what was started; `None` forgets it. A result for each, in order.
+    fn mark(&self, marks: &[(UnitName, Option<Mark>)])
+    -> impl Future<Output = Vec<Result<(), Error>>> + Send;
+    /// The time since the machine booted, with the time it was suspended (`CLOCK_BOOTTIME`).
+    fn clock(&self) -> Duration;
+    /// How long each unit may take to stop (`TimeoutStopSec=` and the like); [`Duration::MAX`] where that is infinite or
+    /// can't be found out.
+    fn stop_timeouts(&self, units: &[UnitName]) -> impl Future<Output = BTreeMap<UnitName, Duration>> + Send;
+    /// Tells the guard what it has to know; `None`: nothing is to be guarded any more. It need not run.
+    fn tell_guard(&self, guarded: Option<&Guarded>) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Starts the guard, or stops it; fine if that is so already.
+    fn run_guard(&self, run: bool) -> impl Future<Output = Result<(), Error>> + Send;
     /// Whether the machine is going down (systemd is stopping everything). False when it can't be found out.
     fn is_shutting_down(&self) -> impl Future<Output = bool> + Send;
     /// Notices of changes of installed units' states, gathered for some milliseconds. To be taken once.

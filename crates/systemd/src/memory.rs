@@ -4,7 +4,10 @@
 //! misbehave: jobs that fail or hang, files that can't be written, a bus that is away.
 use crate::*;
 use std::sync::{Mutex, MutexGuard};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
+
+/// How long every unit may take to stop.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a job of a unit does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,7 +48,11 @@ enum Phase {
 #[derive(Debug)]
 struct Inner {
     units: BTreeMap<UnitName, Unit>,
-    launched: BTreeMap<UnitName, Hash>,
+    marks: BTreeMap<UnitName, Mark>,
+    guarded: Option<Guarded>,
+    guard_runs: bool,
+    guard_trouble: Option<Error>,
+    booted: Instant,
     away: Option<String>,
     reloads: usize,
     notices: Option<mpsc::Receiver<Notice>>,
@@ -64,7 +71,11 @@ impl Default for MemorySystemd {
         let (send, notices) = mpsc::channel(1024);
         let inner = Inner {
             units: BTreeMap::new(),
-            launched: BTreeMap::new(),
+            marks: BTreeMap::new(),
+            guarded: None,
+            guard_runs: false,
+            guard_trouble: None,
+            booted: Instant::now(),
             away: None,
             reloads: 0,
             notices: Some(notices),
@@ -118,7 +129,26 @@ impl MemorySystemd {
     pub fn boot(&self) {
         let mut inner = self.lock();
         inner.units.clear();
-        inner.launched.clear();
+        inner.marks.clear();
+        inner.guarded = None;
+        inner.guard_runs = false;
+        inner.booted = Instant::now();
+    }
+
+    /// What a unit's mark says.
+    pub fn marked(&self, unit: &UnitName) -> Option<Mark> {
+        self.lock().marks.get(unit).copied()
+    }
+
+    /// What the guard was told, if it runs.
+    pub fn guarded(&self) -> Option<Guarded> {
+        let inner = self.lock();
+        inner.guarded.clone().filter(|_| inner.guard_runs)
+    }
+
+    /// Makes starting the guard fail, or work again.
+    pub fn refuse_guard(&self, trouble: Option<Error>) {
+        self.lock().guard_trouble = trouble;
     }
 
     /// For the next daemon on the same machine: its notices.
@@ -194,7 +224,7 @@ impl Systemd for MemorySystemd {
         self.reachable()?;
         let inner = self.lock();
         let files = inner.units.iter().filter_map(|(name, unit)| Some((name.clone(), unit.file.clone()?)));
-        Ok(Found { files: files.collect(), launched: inner.launched.clone() })
+        Ok(Found { files: files.collect(), marks: inner.marks.clone(), guarded: inner.guarded.clone() })
     }
 
     async fn install(&self, units: &[(UnitName, UnitFile)]) -> Vec<Result<(), Error>> {
@@ -307,12 +337,40 @@ impl Systemd for MemorySystemd {
         Ok(states)
     }
 
-    async fn mark_launched(&self, unit: &UnitName, hash: Option<Hash>) -> Result<(), Error> {
+    async fn mark(&self, marks: &[(UnitName, Option<Mark>)]) -> Vec<Result<(), Error>> {
         let mut inner = self.lock();
-        match hash {
-            Some(hash) => inner.launched.insert(unit.clone(), hash),
-            None => inner.launched.remove(unit),
-        };
+        for (unit, mark) in marks {
+            match mark {
+                Some(mark) => inner.marks.insert(unit.clone(), *mark),
+                None => inner.marks.remove(unit),
+            };
+        }
+        vec![Ok(()); marks.len()]
+    }
+
+    fn clock(&self) -> Duration {
+        self.lock().booted.elapsed()
+    }
+
+    async fn stop_timeouts(&self, units: &[UnitName]) -> BTreeMap<UnitName, Duration> {
+        units.iter().map(|unit| (unit.clone(), STOP_TIMEOUT)).collect()
+    }
+
+    async fn tell_guard(&self, guarded: Option<&Guarded>) -> Result<(), Error> {
+        self.lock().guarded = guarded.cloned();
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    async fn run_guard(&self, run: bool) -> Result<(), Error> {
+        {
+            let mut inner = self.lock();
+            if let Some(trouble) = inner.guard_trouble.clone() {
+                return Err(trouble);
+            }
+            inner.guard_runs = run;
+        }
+        self.changed.notify_waiters();
         Ok(())
     }
 

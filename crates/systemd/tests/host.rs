@@ -4,7 +4,7 @@
 //! by a variable in the environment. Needs root and what the testbed needs, and says so where that is missing.
 #![allow(clippy::unwrap_used, reason = "clippy knows only functions with #[test] as tests")]
 use fleet_systemd::{
-    Error, JobResult, Notice, Output, State, Systemd,
+    Error, JobResult, Mark, Notice, Output, State, Systemd,
     dbus::{Directories, SystemdHost},
 };
 use fleet_testbed::{Cluster, Options};
@@ -431,9 +431,12 @@ host_tests! {
             assert_eq!(found, Default::default());
             install(&host, &[unit("running.service", SLEEP), unit("unlinked.service", SLEEP)]).await;
             assert_eq!(host.start(&name("running.service")).await, Ok(JobResult::Done));
-            host.mark_launched(&name("running.service"), Some(hash)).await.unwrap();
-            host.mark_launched(&name("unlinked.service"), Some(hash)).await.unwrap();
-            host.mark_launched(&name("unlinked.service"), None).await.unwrap();
+            let marks = [
+                (name("running.service"), Some(Mark::Launched(hash))),
+                (name("unlinked.service"), Some(Mark::Starting(hash))),
+                (name("unlinked.service"), None),
+            ];
+            assert!(host.mark(&marks).await.iter().all(Result::is_ok));
         }
         let pid = show("running.service", "MainPID");
         sh("rm /run/systemd/system/unlinked.service; echo x > /run/fleet/units/README; mkdir /run/fleet/units/sub");
@@ -448,7 +451,7 @@ host_tests! {
             "unlinked.service"
         ]);
         assert_eq!(&*found.files["running.service"], SLEEP);
-        assert_eq!(found.launched, BTreeMap::from([(name("running.service"), hash)]));
+        assert_eq!(found.marks, BTreeMap::from([(name("running.service"), Mark::Launched(hash))]));
         assert_eq!(show("running.service", "MainPID"), pid, "nothing was restarted");
         assert_eq!(link("/run/systemd/system/unlinked.service").as_deref(), Some("/run/fleet/units/unlinked.service"));
         assert_eq!(sh("ls -A /run/fleet/units"), "README\nrunning.service\nsub\nunlinked.service");
@@ -586,8 +589,8 @@ host_tests! {
                 let (out, _, code) = collect(host.journal(&changed[0], 1, false, "cat")).await;
                 assert_eq!((out.as_str(), code), ("Started changed.service - One.\n", 0));
                 sh("systemctl kill --signal=KILL changed.service");
-                host.mark_launched(&changed[0], Some(Hash([7; 20]))).await.unwrap();
-                assert_eq!(host.find().await.unwrap().launched.len(), 1);
+                host.mark(&[(changed[0].clone(), Some(Mark::Launched(Hash([7; 20]))))]).await.pop().unwrap().unwrap();
+                assert_eq!(host.find().await.unwrap().marks.len(), 1);
                 assert_eq!(host.stop(&changed[0]).await, Ok(JobResult::Done));
                 assert_eq!(host.remove(&changed).await, [Ok(())]);
             } else {

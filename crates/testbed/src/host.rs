@@ -276,9 +276,27 @@ impl Host {
         outer(&["ip", "link", "set", &self.veth()?, "down"]).map(drop)
     }
 
-    /// Plugs the network cable in again.
+    /// Nothing reaches the host any more; what it sends still leaves it.
+    pub fn cut_incoming(&self) -> Result<()> {
+        outer(&["tc", "qdisc", "replace", "dev", &self.veth()?, "root", "pfifo", "limit", "0"]).map(drop)
+    }
+
+    /// Nothing leaves the host any more; what is sent to it still arrives.
+    pub fn cut_outgoing(&self) -> Result<()> {
+        self.run(["tc", "qdisc", "replace", "dev", "host0", "root", "pfifo", "limit", "0"])?.ok().map(drop)
+    }
+
+    /// Plugs the network cable in again, in whatever way it was cut.
     pub fn join(&self) -> Result<()> {
-        outer(&["ip", "link", "set", &self.veth()?, "up"]).map(drop)
+        let veth = self.veth()?;
+        // A queue that takes nothing is how one way is cut; the default one is not shown with that limit.
+        if outer(&["tc", "qdisc", "show", "dev", &veth, "root"])?.contains("limit 0p") {
+            outer(&["tc", "qdisc", "del", "dev", &veth, "root"])?;
+        }
+        if self.run(["tc", "qdisc", "show", "dev", "host0", "root"])?.ok()?.stdout.contains("limit 0p") {
+            self.run(["tc", "qdisc", "del", "dev", "host0", "root"])?.ok()?;
+        }
+        outer(&["ip", "link", "set", &veth, "up"]).map(drop)
     }
 
     /// The outer end of the host's cable, for `tc` and the like.

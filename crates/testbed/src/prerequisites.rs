@@ -9,6 +9,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("systemd-nspawn", "systemd-container"),
     ("dbus-daemon", "dbus"),
     ("ip", "iproute2"),
+    ("tc", "iproute2"),
     ("nsenter", "util-linux"),
     ("setsid", "util-linux"),
     ("mount", "mount"),

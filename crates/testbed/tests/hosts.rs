@@ -16,6 +16,11 @@ fn reaches(from: &Host, to: &str) -> bool {
     from.sh(&script).unwrap().stderr.contains("Connection refused")
 }
 
+/// How many packets a host has received.
+fn received(host: &Host) -> u64 {
+    host.read("/sys/class/net/host0/statistics/rx_packets").unwrap().trim().parse().unwrap()
+}
+
 /// Everything on this machine that bears the cluster's name.
 fn remains(name: &str) -> Vec<String> {
     let mut found = Vec::new();
@@ -87,6 +92,22 @@ fn hosts_are_real_and_leave_nothing_behind() {
     assert!(reaches(a, b.name()));
     b.cut().unwrap();
     assert!(!reaches(a, b.ip()));
+    b.join().unwrap();
+    assert!(reaches(a, b.ip()));
+    // One way only: no answer comes either way, but what is sent in the other direction arrives.
+    b.cut_incoming().unwrap();
+    let before = [a, b].map(received);
+    assert!(!reaches(a, b.ip()));
+    assert_eq!(received(b), before[1]);
+    assert!(!reaches(b, a.ip()));
+    assert!(received(a) > before[0]);
+    b.join().unwrap();
+    assert!(reaches(a, b.ip()));
+    b.cut_outgoing().unwrap();
+    let before = received(b);
+    assert!(!reaches(b, a.ip()));
+    assert!(!reaches(a, b.ip()));
+    assert!(received(b) > before);
     b.join().unwrap();
     assert!(reaches(a, b.ip()));
 

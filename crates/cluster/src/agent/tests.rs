@@ -25,9 +25,11 @@ fn observed() -> impl Strategy<Value = Observed> {
     let launched = prop::sample::select(vec![None, Some(file(0).hash()), Some(file(2).hash())]);
     let states = LIVE.iter().chain(&DOWN).map(|active| Some(state(active))).chain([None]).collect::<Vec<_>>();
     let job = prop::sample::select(vec![None, Some(Job::Start), Some(Job::Stop)]);
-    (text, launched, prop::sample::select(states), job).prop_map(|(text, launched, systemd, job)| Observed {
+    let all = (text, launched, any::<bool>(), prop::sample::select(states), job);
+    all.prop_map(|(text, launched, begun, systemd, job)| Observed {
         text: text.map(Arc::from),
         launched,
+        begun,
         systemd,
         job,
     })
@@ -78,16 +80,21 @@ impl Machine {
                     "it starts what is there"
                 );
                 self.observed.job = Some(Job::Start);
+                self.observed.begun = true;
                 self.starting = Some(hash);
             }
             Step::Stop => {
                 assert_ne!(self.observed.job, Some(Job::Stop));
                 self.observed.job = Some(Job::Stop);
             }
-            Step::Adopt(hash) => self.observed.launched = Some(hash),
+            Step::Adopt(hash) => {
+                self.observed.launched = Some(hash);
+                self.observed.begun = false;
+            }
             Step::Release => {
                 assert!(!self.actual.is_live(), "it is given up while it runs");
                 self.observed.launched = None;
+                self.observed.begun = false;
             }
             Step::Remove => {
                 assert!(!self.actual.is_live(), "its file is taken away while it runs");
@@ -102,6 +109,7 @@ impl Machine {
             Some(Job::Start) => {
                 self.actual = state("active");
                 self.observed.launched = self.starting.take();
+                self.observed.begun = false;
             }
             Some(Job::Stop) => {
                 self.actual = state("inactive");
@@ -139,7 +147,7 @@ proptest! {
         match &wanted {
             None => {
                 prop_assert_eq!(machine.steps.last(), Some(&Step::Forget));
-                prop_assert_eq!((end.text.as_deref(), end.launched), (None, None));
+                prop_assert_eq!((end.text.as_deref(), end.launched, end.begun), (None, None, false));
             }
             Some(wanted) => {
                 prop_assert_eq!(end.text.as_deref(), Some(wanted.file.text()));
@@ -170,6 +178,7 @@ proptest! {
         let observed = Observed {
             text: Some(wanted.file.shared_text()),
             launched: launch.then(|| wanted.file.hash()),
+            begun: false,
             systemd: asked.then(|| state(active)),
             job: None,
         };
@@ -183,7 +192,7 @@ proptest! {
         if next(wanted.as_ref(), &observed) == Step::Stop {
             let Some(wanted) = &wanted else { return Ok(()) };
             let hash = wanted.file.hash();
-            let started = observed.launched.is_some() || observed.job == Some(Job::Start);
+            let started = observed.launched.is_some() || observed.begun || observed.job == Some(Job::Start);
             let here = observed.text.as_deref().and_then(hash_of);
             let unwanted = wanted.state == DesiredState::Loaded && started;
             let other = observed.launched.is_some_and(|launched| launched != hash) || here != Some(hash);
@@ -312,6 +321,29 @@ fn a_start_that_is_no_longer_wanted_is_cut_short() {
     assert_eq!(next(Some(&wanted(0, DesiredState::Loaded)), &starting(TEXTS[0])), Step::Stop);
     assert_eq!(next(Some(&wanted(2, DesiredState::Launched)), &starting(TEXTS[0])), Step::Stop);
     assert_eq!(next(Some(&wanted(1, DesiredState::Launched)), &starting(TEXTS[0])), Step::Rest);
+}
+
+/// fleetd was ended while systemd carried out a start.
+#[test]
+fn a_start_of_which_the_end_is_not_known() {
+    let of = |active: &str, begun| Observed {
+        text: Some(TEXTS[0].into()),
+        begun,
+        systemd: Some(state(active)),
+        ..Observed::default()
+    };
+    let (loaded, launched) = (wanted(0, DesiredState::Loaded), wanted(0, DesiredState::Launched));
+    let hash = launched.file.hash();
+    for active in ["active", "activating"] {
+        assert_eq!(next(Some(&loaded), &of(active, true)), Step::Stop);
+        assert_eq!(next(Some(&loaded), &of(active, false)), Step::Rest, "a timer may have started it");
+        assert_eq!(next(Some(&launched), &of(active, true)), Step::Adopt(hash));
+    }
+    assert_eq!(next(Some(&loaded), &of("inactive", true)), Step::Release);
+    // It may never have reached systemd.
+    assert_eq!(next(Some(&launched), &of("inactive", true)), Step::Start(hash));
+    assert_eq!(next(None, &of("inactive", true)), Step::Release);
+    assert_eq!(report(Some(&launched), &of("activating", true), None).unwrap().current, CurrentState::Loaded);
 }
 
 #[test]

@@ -41,6 +41,19 @@ fn isolation_says_what_is_due_and_when_to_ask_again() {
 }
 
 #[test]
+fn what_a_renewal_counts_depends_on_when_its_answer_comes() {
+    let of = |now, told| renewal(Some(seconds(100.0)), TTL, seconds(now), told);
+    assert_eq!(of(114.9, false), Renewal::Counts);
+    assert_eq!(of(115.0, false), Renewal::CountsAfter, "a unit may have been stopped");
+    assert_eq!(of(129.3, false), Renewal::CountsAfter);
+    assert_eq!(of(129.4, false), Renewal::Void, "its units may have been started elsewhere");
+    assert_eq!(of(129.4, true), Renewal::CountsAfter);
+    assert_eq!(renewal(None, TTL, seconds(0.0), false), Renewal::Void);
+    assert_eq!(renewal(None, TTL, seconds(0.0), true), Renewal::CountsAfter);
+    assert_eq!(untouched_until(seconds(100.0), TTL), seconds(115.0));
+}
+
+#[test]
 fn a_machine_leaves_when_nothing_runs_that_must_not_run_twice() {
     let (running, failed, stopping) = (state("active"), state("failed"), state("deactivating"));
     let (keep, stop) = (OnIsolation::Keep, OnIsolation::Stop);

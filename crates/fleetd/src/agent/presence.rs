@@ -1,38 +1,219 @@
 //! The machine's presence: signs of life as long as there is a session, and the farewell.
+//!
+//! A task of its own, so that a long batch does not look like death. It also keeps what the guard has to know, and
+//! replaces it at each renewal: a renewal counts, here and for a restarted fleetd, when the guard knows it.
+//!
+//! A renewal whose answer comes late may have been too late for a unit with OnIsolation=stop: then the agent looks at its units
+//! before the renewal counts ([`Renewal::CountsAfter`]).
 
-use fleet_link::Beat;
-use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
-use tracing::{info, warn};
+use super::*;
+use fleet_cluster::fencing::{self, Renewal};
+use fleet_link::{Beat, Held};
+use fleet_systemd::Guarded;
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::sync::{oneshot, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 /// How long an answer to a sign of life is waited for; and the pause before the next one when there was none.
-const BEAT_DEADLINE: Duration = Duration::from_secs(5);
-const BEAT_RETRY: Duration = Duration::from_millis(500);
-/// How long giving up the machine's presence may take when it shuts down.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_millis(500);
+/// How long giving up the machine's presence may take.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Gives signs of life as long as the session lasts: three within the time for which presence holds. Its own task, so that a long
-/// batch does not look like death.
-pub(super) async fn beat(beats: mpsc::Sender<Beat>) {
-    loop {
-        let (held, answer) = oneshot::channel();
-        if beats.send(Beat { leaving: false, held }).await.is_err() {
-            return;
+/// What is known of the machine's presence. Times are those of [`Systemd::clock`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Known {
+    /// When the newest renewal that counts was sent.
+    pub(super) renewed: Option<Time>,
+    /// For how long it holds.
+    pub(super) ttl: Time,
+    /// When a renewal was sent that counts as soon as the agent has looked at its units.
+    pub(super) waiting: Option<Time>,
+}
+
+/// The agent's way to the task.
+#[derive(Debug)]
+pub(super) struct Presence {
+    commands: mpsc::Sender<Command>,
+    known: watch::Receiver<Known>,
+    _task: AbortOnDropHandle<()>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Session(Option<mpsc::Sender<Beat>>),
+    Guard(BTreeMap<UnitName, Time>, oneshot::Sender<Result<(), Error>>),
+    LookedAt(Time),
+}
+
+impl Presence {
+    /// `guarded`: what an earlier fleetd knew.
+    pub(super) fn new<S: Systemd>(systemd: Arc<S>, guarded: Option<Guarded>) -> Self {
+        let (commands, receive) = mpsc::channel(8);
+        let mut known = Known::default();
+        let mut units = BTreeMap::new();
+        if let Some(guarded) = guarded {
+            (known.renewed, known.ttl, units) = (Some(guarded.renewed), guarded.ttl, guarded.units);
         }
-        let pause = match tokio::time::timeout(BEAT_DEADLINE, answer).await {
-            Ok(Ok(held)) => held.ttl / 3,
-            _ => BEAT_RETRY,
+        let (publish, known) = watch::channel(known);
+        let task = Task {
+            systemd,
+            known: publish,
+            units,
+            session: None,
+            next: Instant::now(),
+            answers: FuturesUnordered::new(),
+            waiting_ttl: Time::ZERO,
         };
-        tokio::time::sleep(pause).await;
+        let _task = AbortOnDropHandle::new(tokio::spawn(task.run(receive)));
+        Presence { commands, known, _task }
+    }
+
+    pub(super) fn known(&self) -> Known {
+        *self.known.borrow()
+    }
+
+    /// Waits until something else is known. Cancel-safe.
+    pub(super) async fn changed(&mut self) {
+        if self.known.changed().await.is_err() {
+            // The task lives as long as this does.
+            std::future::pending().await
+        }
+    }
+
+    /// A session began, or it ended.
+    pub(super) async fn session(&self, beats: Option<mpsc::Sender<Beat>>) {
+        let _ = self.commands.send(Command::Session(beats)).await;
+    }
+
+    /// Tells the guard which units it has to stop, with the time each may take for that.
+    pub(super) async fn guard(&self, units: BTreeMap<UnitName, Time>) -> Result<(), Error> {
+        let (done, told) = oneshot::channel();
+        let _ = self.commands.send(Command::Guard(units, done)).await;
+        told.await.unwrap_or_else(|_| Err(Error::Refused("fleetd is stopping".to_owned())))
+    }
+
+    /// The agent has looked at its units with regard to the renewal that waited for that.
+    pub(super) async fn looked_at(&self, sent: Time) {
+        let _ = self.commands.send(Command::LookedAt(sent)).await;
     }
 }
 
-/// Says that this machine shuts down, so that its units are placed elsewhere at once.
-pub(super) async fn leave(beats: &mpsc::Sender<Beat>) {
+/// The answer to a beat that was sent at that time.
+type Answer = (Time, Option<Held>);
+
+struct Task<S> {
+    systemd: Arc<S>,
+    known: watch::Sender<Known>,
+    units: BTreeMap<UnitName, Time>,
+    session: Option<mpsc::Sender<Beat>>,
+    /// When the next sign of life is due.
+    next: Instant,
+    answers: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// The TTL of the renewal that waits.
+    waiting_ttl: Time,
+}
+
+impl<S: Systemd> Task<S> {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Session(session)) => {
+                        self.session = session;
+                        self.next = Instant::now();
+                        self.answers.clear();
+                        self.known.send_if_modified(|known| known.waiting.take().is_some());
+                    }
+                    Some(Command::Guard(units, done)) => {
+                        // From here on at a faster pace.
+                        if self.units.is_empty() {
+                            self.next = Instant::now();
+                        }
+                        self.units = units;
+                        let known = *self.known.borrow();
+                        let _ = done.send(self.tell_guard(known).await);
+                    }
+                    Some(Command::LookedAt(sent)) => {
+                        let waiting = self.known.borrow().waiting;
+                        if waiting == Some(sent) {
+                            self.count(sent, self.waiting_ttl).await;
+                        }
+                    }
+                    None => return,
+                },
+                () = tokio::time::sleep_until(self.next), if self.session.is_some() => self.beat(),
+                Some((sent, held)) = self.answers.next() => match held {
+                    Some(held) => self.answered(sent, held).await,
+                    None => self.next = self.next.min(Instant::now() + RETRY),
+                },
+            }
+        }
+    }
+
+    fn beat(&mut self) {
+        let ttl = self.known.borrow().ttl;
+        let period = match (ttl.is_zero(), self.units.is_empty()) {
+            (true, _) => RETRY,
+            (false, true) => ttl / 3,
+            (false, false) => fencing::renewal_period(ttl),
+        };
+        self.next = Instant::now() + period;
+        let Some(beats) = &self.session else { return };
+        let (held, answer) = oneshot::channel();
+        let sent = self.systemd.clock();
+        // A queue that is full has beats enough; that the session has ended is told soon.
+        if beats.try_send(Beat { leaving: false, held }).is_ok() {
+            self.answers.push(Box::pin(async move {
+                let answer = tokio::time::timeout(ANSWER_DEADLINE, answer).await;
+                (sent, answer.ok().and_then(Result::ok))
+            }));
+        }
+    }
+
+    async fn answered(&mut self, sent: Time, held: Held) {
+        let known = *self.known.borrow();
+        if known.renewed.is_some_and(|renewed| renewed >= sent) || known.waiting.is_some() {
+            return;
+        }
+        match fencing::renewal(known.renewed, known.ttl, self.systemd.clock(), held.told) {
+            Renewal::Counts => self.count(sent, held.ttl).await,
+            Renewal::CountsAfter => {
+                self.waiting_ttl = held.ttl;
+                self.known.send_modify(|known| known.waiting = Some(sent));
+            }
+            Renewal::Void => debug!("a renewal does not count: there is more to be heard first"),
+        }
+    }
+
+    async fn count(&mut self, renewed: Time, ttl: Time) {
+        let known = Known { renewed: Some(renewed), ttl, waiting: None };
+        match self.tell_guard(known).await {
+            Ok(()) => drop(self.known.send_replace(known)),
+            Err(error) => {
+                warn!("the guard can't be told that presence was renewed: {error}; so it does not count");
+                self.known.send_modify(|known| known.waiting = None);
+            }
+        }
+    }
+
+    async fn tell_guard(&mut self, known: Known) -> Result<(), Error> {
+        match known.renewed {
+            Some(renewed) if !self.units.is_empty() => {
+                let guarded = Guarded { ttl: known.ttl, renewed, units: self.units.clone() };
+                self.systemd.tell_guard(Some(&guarded)).await
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Gives up the machine's presence, so that its units are placed elsewhere at once. `why`: what this machine does.
+pub(super) async fn leave(beats: &mpsc::Sender<Beat>, why: &str) {
     let (held, answer) = oneshot::channel();
     let said = async { beats.send(Beat { leaving: true, held }).await.is_ok() && answer.await.is_ok() };
     match tokio::time::timeout(LEAVE_DEADLINE, said).await {
-        Ok(true) => info!("the machine shuts down: gave up its presence"),
-        _ => warn!("the machine shuts down and no server answers: its presence runs out by itself"),
+        Ok(true) => info!("{why}: gave up the machine's presence"),
+        _ => warn!("{why}, and no server answers: the machine's presence runs out by itself"),
     }
 }

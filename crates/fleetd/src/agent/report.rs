@@ -12,7 +12,7 @@ impl<S: Systemd> Agent<S> {
     pub(super) fn current_report(&self, name: &UnitName) -> Option<UnitReport> {
         let slot = self.slots.get(name)?;
         let wanted = self.wanted.as_ref().and_then(|wanted| wanted.get(name));
-        let problem = slot.trouble.as_deref().or(slot.problem.as_deref());
+        let problem = self.isolation.problem(name).or(slot.trouble.as_deref()).or(slot.problem.as_deref());
         if slot.trouble.is_some() && slot.observed.systemd.is_none() {
             // The trouble may be that systemd can't be asked: it is told with the last state there was.
             let last = Observed { systemd: slot.seen.clone(), ..slot.observed.clone() };

@@ -3,6 +3,24 @@
 use super::*;
 
 impl<S: Systemd> Agent<S> {
+    /// Starts units. First it is noted that this may have happened: should fleetd end meanwhile, the next one knows.
+    pub(super) async fn start(&mut self, units: Vec<(UnitName, Hash)>) {
+        let marks: Vec<_> =
+            units.iter().map(|(name, hash)| (name.clone(), Some(Mark::Starting(*hash)))).collect();
+        let results = self.systemd.mark(&marks).await;
+        for ((name, hash), result) in units.into_iter().zip(results) {
+            match result {
+                Ok(()) => {
+                    if let Some(slot) = self.slots.get_mut(&name) {
+                        slot.observed.begun = true;
+                    }
+                    self.begin(name, Job::Start, hash);
+                }
+                Err(error) => self.fail(&name, error.to_string()),
+            }
+        }
+    }
+
     pub(super) fn begin(&mut self, name: UnitName, job: Job, hash: Hash) {
         self.job_count += 1;
         let number = self.job_count;
@@ -68,10 +86,12 @@ impl<S: Systemd> Agent<S> {
     }
 
     pub(super) async fn mark(&mut self, name: UnitName, hash: Option<Hash>) {
-        match self.systemd.mark_launched(&name, hash).await {
+        let mark = (name.clone(), hash.map(Mark::Launched));
+        match self.systemd.mark(&[mark]).await.into_iter().collect() {
             Ok(()) => {
                 if let Some(slot) = self.slots.get_mut(&name) {
                     slot.observed.launched = hash;
+                    slot.observed.begun = false;
                     if hash.is_none() {
                         // What its last start ran into is over with that start.
                         slot.problem = None;
@@ -86,6 +106,7 @@ impl<S: Systemd> Agent<S> {
     pub(super) async fn install(&mut self, units: Vec<(UnitName, UnitFile)>) {
         let results = self.systemd.install(&units).await;
         let mut changed = Vec::new();
+        let names: Vec<_> = units.iter().map(|(name, _)| name.clone()).collect();
         for ((name, file), result) in units.into_iter().zip(results) {
             let Some(slot) = self.slots.get_mut(&name) else { continue };
             match result {
@@ -115,6 +136,7 @@ impl<S: Systemd> Agent<S> {
                 }
             }
         }
+        self.tell_timeouts(&names).await;
     }
 
     pub(super) async fn remove(&mut self, names: Vec<UnitName>) {
@@ -128,11 +150,7 @@ impl<S: Systemd> Agent<S> {
                         slot.problem = None;
                     }
                     self.succeed(&name);
-                    if self.slots.get(&name).is_some_and(|slot| slot.observed.launched.is_some()) {
-                        self.mark(name, None).await;
-                    } else {
-                        self.dirty.insert(name);
-                    }
+                    self.dirty.insert(name);
                 }
                 Err(error) => self.fail(&name, error.to_string()),
             }

@@ -38,6 +38,8 @@ pub enum Command {
     /// Look after the embedded registry of this machine, while fleetd is stopped
     #[command(subcommand)]
     Registry(RegistryCommand),
+    /// Stop units with OnIsolation=stop when fleetd can't (run by fleet-guard.service)
+    Guard,
 }
 
 /// What can be done with the embedded registry.

@@ -59,6 +59,7 @@ fn defaults() {
             agent_ttl: Duration::from_secs(30),
             mass_loss_fraction: (1, 3),
             mass_loss_rate: (10, Duration::from_secs(1)),
+            on_stop: OnStop::Keep,
             engine_reconcile_interval: Duration::from_secs(2),
             token_limit: 100,
             disable_engine: false,
@@ -173,6 +174,8 @@ fn every_form_of_etcd_servers() {
 fn values_with_a_type() {
     assert_eq!(config("agent_ttl=\"3s\"").agent_ttl, Duration::from_secs(3));
     assert_eq!(config("agent_ttl=1m30s").agent_ttl, Duration::from_secs(90));
+    assert_eq!(config("on_stop=keep").on_stop, OnStop::Keep);
+    assert_eq!(config("on_stop=\"purge\"").on_stop, OnStop::Purge);
     assert_eq!(config("engine_reconcile_interval=0.5").engine_reconcile_interval, Duration::from_millis(500));
     assert_eq!(config("etcd_request_timeout=1.5").etcd.request_timeout, Duration::from_millis(1500));
     assert_eq!(config("etcd_request_timeout=250ms").etcd.request_timeout, Duration::from_millis(250));
@@ -217,6 +220,7 @@ fn care_when_many_machines_vanish() {
 fn values_that_cannot_be() {
     for (line, reason) in [
         ("agent_ttl=\"30\"", "agent_ttl: time: missing unit in duration \"30\""),
+        ("on_stop=Purge", "on_stop: \"Purge\" is neither keep nor purge"),
         ("agent_ttl=1x", "agent_ttl: time: unknown unit \"x\" in duration \"1x\""),
         ("agent_ttl=10ms", "agent_ttl: \"10ms\" is too short; at least 1s is needed"),
         ("agent_ttl=-3s", "agent_ttl: negative duration \"-3s\""),
