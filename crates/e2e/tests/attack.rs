@@ -7,7 +7,7 @@ use super::SLEEP;
 use anyhow::{Context, Result, ensure};
 use fleet_cluster::model::{Machine, MachineId, SystemdState, UnitReport};
 use fleet_e2e::{Fleet, Running, until};
-use fleet_link::ca::{Authority, Identity, MACHINE_VALIDITY, MachineKey, MachinePublicKey};
+use fleet_link::ca::{Authority, Identity, MACHINE_VALIDITY, MachineKey, PublicKey};
 use fleet_link::dial::{Address, DialError, Dialer, join};
 use fleet_link::token::{Terms, Token};
 use fleet_link::{AgentEnd, Beat, FromAgent, Hello, KeepAlive, ToAgent};
@@ -237,7 +237,7 @@ fn attacks_are_refused_and_harm_nobody() -> Result<()> {
     target.runtime.block_on(async {
         let root = member.root();
         let key = MachineKey::generate()?;
-        let public = MachinePublicKey::from_request(&key.request()?)?;
+        let public = PublicKey::from_request(&key.request()?)?;
         let signed = other.sign_machine(&public, &machine(0xe3), MACHINE_VALIDITY, SystemTime::now())?;
         let stranger = Identity::new(other.root().clone(), signed, key)?;
         for _ in 0..3 {

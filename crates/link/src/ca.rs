@@ -1,23 +1,24 @@
-//! The cluster's certificate authority, and the keys and certificates of servers and machines.
+//! The cluster's certificate authority, and the keys and certificates of servers, machines and users.
 //!
 //! A cluster *is* its CA: [`Root`] is the public part, known to everyone and named by its fingerprint in join tokens;
-//! [`Authority`] is the secret part, held by servers only. It signs two kinds of certificates that cannot stand in for
-//! each other: a server's is for server authentication and names [`SERVER_NAME`]; a machine's is for client
-//! authentication and names the machine by the URI `fleet:machine:ID`. Of a machine's request only the public key is
+//! [`Authority`] is the secret part, held by servers only. It signs three kinds of certificates that cannot stand in for
+//! each other: a server's is for server authentication and names [`SERVER_NAME`]; a machine's and a user's are for client
+//! authentication and name the one by the URI `fleet:machine:ID`, the other by `fleet:user:NAME`. Of a request only the public key is
 //! used; whatever else a request asks for is ignored. All times come in as arguments.
 //!
 //! A machine is known by its ID *and* the [`KeyId`] of its key, which it keeps: renewing extends the certificate
 //! of the same key, so an answer lost on the way locks nobody out.
 
 use crate::tls;
+use crate::user::UserName;
 use fleet_cluster::model::{MachineId, MachineIdError};
+pub use fleet_trust::{Fingerprint, SERVER_NAME};
+use fleet_trust::{random, sha256};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
     SubjectPublicKeyInfo,
 };
-use ring::digest::{SHA256, digest};
-use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::time::{Duration, SystemTime};
@@ -25,9 +26,6 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::{Zeroize, Zeroizing};
-
-/// The name that every server's certificate has, whatever its addresses are. Which cluster's server it is, the CA says.
-pub const SERVER_NAME: &str = "server.fleet.internal";
 
 /// How long a machine's certificate is valid. Removing a machine does not wait for that: see [`crate::serve`].
 pub const MACHINE_VALIDITY: Duration = Duration::from_secs(30 * DAY);
@@ -40,6 +38,7 @@ pub const BACKDATED: Duration = Duration::from_secs(3600);
 
 const DAY: u64 = 86_400;
 const MACHINE_URI: &str = "fleet:machine:";
+const USER_URI: &str = "fleet:user:";
 
 /// What is wrong with a key, a certificate or a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,29 +68,6 @@ pub enum CaError {
 
 fn failed(error: impl fmt::Display) -> CaError {
     CaError::Failed(error.to_string())
-}
-
-/// The SHA-256 of a certificate, DER. In text: 64 lower-case hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint(pub [u8; 32]);
-
-impl Fingerprint {
-    /// Of a certificate.
-    pub fn of(certificate: &CertificateDer<'_>) -> Self {
-        Fingerprint(sha256(certificate))
-    }
-}
-
-impl fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
-    }
-}
-
-impl fmt::Debug for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
 }
 
 /// The SHA-256 of a public key (SubjectPublicKeyInfo, DER): what a machine is known by, besides its ID.
@@ -249,7 +225,8 @@ impl Authority {
         let key = Secret::generate()?;
         let mut params = parameters(now, AUTHORITY_VALIDITY)?;
         // Different names of different clusters make for clearer errors than bad signatures.
-        let name = format!("fleet cluster {}", data_encoding::HEXLOWER.encode(&random::<4>()?));
+        let name =
+            format!("fleet cluster {}", data_encoding::HEXLOWER.encode(&random::<4>().map_err(failed)?));
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -294,15 +271,38 @@ impl Authority {
     /// A certificate for a machine's key, DER; usually for [`MACHINE_VALIDITY`].
     pub fn sign_machine(
         &self,
-        key: &MachinePublicKey,
+        key: &PublicKey,
         machine: &MachineId,
         validity: Duration,
         now: SystemTime,
     ) -> Result<CertificateDer<'static>, CaError> {
+        self.sign_client(key, machine.as_str(), &format!("{MACHINE_URI}{machine}"), validity, now)
+    }
+
+    /// A certificate for a user's key, PEM. It says who the user is, and not what the user may do.
+    pub fn sign_user(
+        &self,
+        key: &PublicKey,
+        user: &UserName,
+        validity: Duration,
+        now: SystemTime,
+    ) -> Result<String, CaError> {
+        let certificate =
+            self.sign_client(key, user.as_str(), &format!("{USER_URI}{user}"), validity, now)?;
+        Ok(certificate_to_pem(&certificate))
+    }
+
+    fn sign_client(
+        &self,
+        key: &PublicKey,
+        name: &str,
+        uri: &str,
+        validity: Duration,
+        now: SystemTime,
+    ) -> Result<CertificateDer<'static>, CaError> {
         let mut params = parameters(now, validity)?;
-        params.distinguished_name.push(DnType::CommonName, machine.as_str());
-        let uri = format!("{MACHINE_URI}{machine}").as_str().try_into().map_err(failed)?;
-        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().map_err(failed)?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(&params, &key.0)
     }
@@ -315,6 +315,11 @@ impl Authority {
         let issuer = Issuer::from_ca_cert_der(&self.root.certificate, &self.key.0).map_err(failed)?;
         Ok(params.signed_by(key, &issuer).map_err(failed)?.der().clone())
     }
+}
+
+/// Whether a server's certificate can have this address or host name.
+pub fn can_name(address: &str) -> bool {
+    names([address].into_iter()).is_ok()
 }
 
 fn names<'a>(addresses: impl Iterator<Item = &'a str>) -> Result<Vec<SanType>, CaError> {
@@ -338,7 +343,7 @@ fn parameters(now: SystemTime, validity: Duration) -> Result<CertificateParams, 
     let backdated = BACKDATED.min(validity / 4);
     params.not_before = date(now, |now| now.checked_sub(backdated))?;
     params.not_after = date(now, |now| now.checked_add(validity))?;
-    let mut serial = random::<16>()?;
+    let mut serial = random::<16>().map_err(failed)?;
     // Positive and of full length, as RFC 5280 wants it.
     serial[0] = serial[0] & 0x7f | 0x40;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
@@ -381,11 +386,11 @@ impl ServerCertificate {
     }
 }
 
-/// The public key of a machine, taken from a signing request or a certificate.
+/// The public key of a machine or user, taken from a signing request or a certificate.
 #[derive(Clone, Debug)]
-pub struct MachinePublicKey(SubjectPublicKeyInfo);
+pub struct PublicKey(SubjectPublicKeyInfo);
 
-impl MachinePublicKey {
+impl PublicKey {
     /// Takes the key, and nothing else, from a signing request (DER) signed with that key.
     pub fn from_request(request: &[u8]) -> Result<Self, CaError> {
         let wrong = |error: &dyn fmt::Display| CaError::Request(error.to_string());
@@ -396,7 +401,13 @@ impl MachinePublicKey {
         if key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
             return Err(wrong(&"fleet uses keys of ECDSA P-256"));
         }
-        Ok(MachinePublicKey(key))
+        Ok(PublicKey(key))
+    }
+
+    /// The same of a request in PEM, as `openssl req` writes it.
+    pub fn from_request_pem(text: &str) -> Result<Self, CaError> {
+        let request = CertificateSigningRequestDer::from_pem_slice(text.as_bytes());
+        Self::from_request(&request.map_err(|_| CaError::Pem("certificate request"))?)
     }
 
     /// What it is known by.
@@ -405,13 +416,61 @@ impl MachinePublicKey {
     }
 }
 
+/// Whom a client's certificate is for. Worth something only once the certificate has been verified.
+#[derive(Clone, Debug)]
+pub enum ClientCertificate {
+    /// A machine, which has sessions.
+    Machine(MachineCertificate),
+    /// A user of the API.
+    User(UserCertificate),
+}
+
+/// What a user's certificate says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserCertificate {
+    /// Whose it is.
+    pub user: UserName,
+    /// The key that it is for.
+    pub key: KeyId,
+    /// Until when it is valid.
+    pub not_after: SystemTime,
+}
+
+impl ClientCertificate {
+    /// Reads a certificate, DER.
+    pub fn read(certificate: &CertificateDer<'_>) -> Result<Self, CaError> {
+        let parsed = parse(certificate)?;
+        let Some(name) = uri_of(&parsed)?.strip_prefix(USER_URI) else {
+            return MachineCertificate::read(certificate).map(ClientCertificate::Machine);
+        };
+        let user = UserName::parse(name).map_err(|error| CaError::Certificate(error.to_string()))?;
+        let not_after = time_of(parsed.validity().not_after)?;
+        Ok(ClientCertificate::User(UserCertificate { user, key: key_of(&parsed), not_after }))
+    }
+}
+
+/// The one name that a client's certificate has.
+fn uri_of<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, CaError> {
+    let wrong = |problem: &str| CaError::Certificate(problem.to_owned());
+    let names = certificate.subject_alternative_name().map_err(|_| wrong("its names can't be read"))?;
+    match names.map_or(&[][..], |names| &names.value.general_names) {
+        [GeneralName::URI(uri)] => Ok(uri),
+        _ => Err(wrong("it names neither a machine nor a user")),
+    }
+}
+
+fn time_of(time: x509_parser::time::ASN1Time) -> Result<SystemTime, CaError> {
+    let seconds = u64::try_from(time.timestamp()).map_err(|_| CaError::Clock)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or(CaError::Clock)
+}
+
 /// What a machine's certificate says. Worth something only once the certificate has been verified.
 #[derive(Clone, Debug)]
 pub struct MachineCertificate {
     /// Whose it is.
     pub machine: MachineId,
     /// Its key.
-    pub key: MachinePublicKey,
+    pub key: PublicKey,
     /// Hexadecimal digits.
     pub serial: String,
     /// From when it is valid.
@@ -425,24 +484,18 @@ impl MachineCertificate {
     pub fn read(certificate: &CertificateDer<'_>) -> Result<Self, CaError> {
         let parsed = parse(certificate)?;
         let wrong = |problem: &str| CaError::Certificate(problem.to_owned());
-        let names = parsed.subject_alternative_name().map_err(|_| wrong("its names can't be read"))?;
-        let names = names.map_or(&[][..], |names| &names.value.general_names);
-        let [GeneralName::URI(uri)] = names else { return Err(wrong("it does not name a machine")) };
-        let id = uri.strip_prefix(MACHINE_URI).ok_or_else(|| wrong("it does not name a machine"))?;
+        let id = uri_of(&parsed)?.strip_prefix(MACHINE_URI);
+        let id = id.ok_or_else(|| wrong("it does not name a machine"))?;
         let machine =
             MachineId::parse(id).map_err(|error: MachineIdError| CaError::Certificate(error.to_string()))?;
         let key = SubjectPublicKeyInfo::from_der(parsed.public_key().raw)
             .map_err(|_| wrong("its key is none of fleet's"))?;
-        let at = |time: x509_parser::time::ASN1Time| {
-            let seconds = u64::try_from(time.timestamp()).map_err(|_| CaError::Clock)?;
-            SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or(CaError::Clock)
-        };
         Ok(MachineCertificate {
             machine,
-            key: MachinePublicKey(key),
+            key: PublicKey(key),
             serial: data_encoding::HEXLOWER.encode(parsed.raw_serial()),
-            not_before: at(parsed.validity().not_before)?,
-            not_after: at(parsed.validity().not_after)?,
+            not_before: time_of(parsed.validity().not_before)?,
+            not_after: time_of(parsed.validity().not_after)?,
         })
     }
 
@@ -582,18 +635,6 @@ fn certificate_to_pem(certificate: &CertificateDer<'_>) -> String {
     }
     text.push_str("-----END CERTIFICATE-----\n");
     text
-}
-
-pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    out.copy_from_slice(digest(&SHA256, bytes).as_ref());
-    out
-}
-
-pub(crate) fn random<const N: usize>() -> Result<[u8; N], CaError> {
-    let mut bytes = [0; N];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| failed("no randomness"))?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

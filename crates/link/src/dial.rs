@@ -24,7 +24,7 @@ use connection::{CALL_DEADLINE, Connection};
 use fleet_cluster::model::MachineId;
 use session::{End, Pump};
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -77,9 +77,9 @@ async fn join_at(
     let (config, found) = tls::joining(token.root).map_err(|error| DialError::wrong(address, &error))?;
     let request = key.request().map_err(|error| DialError::wrong(address, &error))?;
     let mut connection = Connection::open(address, config, keep_alive).await?;
-    let root = found.lock().unwrap_or_else(PoisonError::into_inner).clone();
     // The handshake is done, so the server has shown the CA that the token names.
-    let root = root.ok_or_else(|| DialError::wrong(address, &"the server has shown no CA"))?;
+    let root = found.get().ok_or_else(|| DialError::wrong(address, &"the server has shown no CA"))?.clone();
+    let root = crate::ca::Root::from_der(root).map_err(|error| DialError::wrong(address, &error))?;
     let mut secret = token.secret.to_bytes();
     let call = connection.client.join(pb::JoinRequest {
         token: token.id.to_string(),

@@ -30,4 +30,15 @@ impl KeepAlive {
         rustix::net::sockopt::set_tcp_user_timeout(stream, u32::try_from(limit).unwrap_or(u32::MAX))?;
         Ok(())
     }
+
+    /// For a connection without pings, whose peer may stop reading for long without being gone (a log that is looked at page
+    /// by page): the kernel finds out that it is gone.
+    pub(crate) fn prepare_reader(stream: &TcpStream) -> std::io::Result<()> {
+        rustix::net::sockopt::set_tcp_user_timeout(stream, 0)?;
+        rustix::net::sockopt::set_socket_keepalive(stream, true)?;
+        rustix::net::sockopt::set_tcp_keepidle(stream, Duration::from_secs(30))?;
+        rustix::net::sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10))?;
+        rustix::net::sockopt::set_tcp_keepcnt(stream, 3)?;
+        Ok(())
+    }
 }

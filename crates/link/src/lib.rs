@@ -10,7 +10,8 @@
 //! |---|---|
 //! | [`ca`] | the cluster's certificate authority, keys and certificates |
 //! | [`token`] | join tokens |
-//! | [`serve`] | the server's side: lets machines join, and hands out [`ServerEnd`]s |
+//! | [`user`] | names of users, for their certificates |
+//! | [`serve`] | the server's side: lets machines join, hands out [`ServerEnd`]s, and leads users to the API |
 //! | [`dial`] | the agent's side: joins, keeps connected, and hands out [`AgentEnd`]s |
 //!
 //! What the security rests on is written down in docs/SECURITY.md; in short: on the CA's key, which only servers
@@ -31,6 +32,7 @@ pub mod serve;
 mod tests;
 mod tls;
 pub mod token;
+pub mod user;
 mod wire;
 
 pub use keep_alive::KeepAlive;

@@ -1,4 +1,4 @@
-//! The server's side of the link: one TLS port, on which machines join and agents keep their sessions.
+//! The server's side of the link: one TLS port, on which machines join, agents keep their sessions, and users reach the API.
 //!
 //! [`serve`] accepts connections, lets machines join with a token, renews their certificates, and hands out a
 //! [`ServerEnd`] for every session. What it does not know is who belongs to the cluster: it asks the [`Membership`], which the
@@ -12,14 +12,22 @@
 //! [`Limits::stalled`]. A machine has one session: a second one is refused while the first answers, and replaces it when
 //! it does not (its connection was cut, and nobody has noticed yet).
 //!
+//! Connections that speak HTTP/1.1 are passed on, with whose certificate was shown ([`Guests`]). They share the port, and the bounds of
+//! strangers, and nothing else: what is a session and what a guest is settled in the handshake, by ALPN.
+//!
 //! Refusals are logged here, with the peer's address and no secrets, each once a minute per address.
 
+mod guest;
 mod refusals;
 mod service;
 mod session;
 mod waiting;
 
-use crate::ca::{Authority, CaError, KeyId, MACHINE_VALIDITY, MachineCertificate, ServerCertificate};
+pub use guest::{GuestStream, Guests, Visitor};
+
+use crate::ca::{
+    Authority, CaError, ClientCertificate, KeyId, MACHINE_VALIDITY, MachineCertificate, ServerCertificate,
+};
 use crate::token::{TokenError, TokenId, TokenSecret};
 use crate::wire::generated::link_server::LinkServer;
 use crate::wire::{MAX_DOWN, MAX_UP};
@@ -27,16 +35,17 @@ use crate::{KeepAlive, ServerEnd, tls};
 use fleet_cluster::model::MachineId;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use refusals::Refusals;
+use refusals::RefusalLog;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use service::{Live, Service};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -119,6 +128,8 @@ pub struct Limits {
     pub waiting: usize,
     /// Sessions.
     pub sessions: usize,
+    /// Connections of guests who were admitted.
+    pub guests: usize,
     /// How long a TLS handshake may take.
     pub handshake: Duration,
     /// How long a connection may last without a session.
@@ -138,6 +149,7 @@ impl Default for Limits {
         Limits {
             waiting: 512,
             sessions: 16_384,
+            guests: 1024,
             handshake: Duration::from_secs(10),
             idle: Duration::from_secs(30),
             stalled: Duration::from_secs(60),
@@ -159,6 +171,8 @@ pub struct Options {
     pub limits: Limits,
     /// How long the certificates of machines are valid that are signed here.
     pub machine_validity: Duration,
+    /// What serves connections that speak HTTP/1.1; without it they are refused.
+    pub guests: Option<Guests>,
 }
 
 impl Default for Options {
@@ -168,6 +182,7 @@ impl Default for Options {
             keep_alive: KeepAlive::default(),
             limits: Limits::default(),
             machine_validity: MACHINE_VALIDITY,
+            guests: None,
         }
     }
 }
@@ -199,15 +214,16 @@ pub async fn serve<M: Membership>(
 ) -> Result<(), ServeError> {
     let certificate = authority.sign_server(&options.addresses, SystemTime::now())?;
     let resolver = Arc::new(Resolver { certified: RwLock::new(Arc::new(certificate.certified()?)) });
-    let config = tls::server(authority.root(), resolver.clone())?;
+    let config = tls::server(authority.root(), resolver.clone(), options.guests.is_some())?;
     let shared = Arc::new(Shared {
         waiting: Waiting::new(options.limits.waiting),
+        guest_slots: Arc::new(Semaphore::new(options.limits.guests)),
         options,
         authority,
         membership,
         sessions,
         live: Mutex::default(),
-        refusals: Mutex::default(),
+        refusals: Arc::default(),
         // Connections end with `serve`, also when its future is dropped.
         cancel: cancel.child_token(),
         tasks: TaskTracker::new(),
@@ -243,7 +259,8 @@ struct Shared<M> {
     /// The session of each machine.
     live: Mutex<HashMap<MachineId, Live>>,
     waiting: Arc<Waiting>,
-    refusals: Mutex<Refusals>,
+    guest_slots: Arc<Semaphore>,
+    refusals: Arc<RefusalLog>,
     cancel: CancellationToken,
     /// Every connection and every session.
     tasks: TaskTracker,
@@ -252,9 +269,9 @@ struct Shared<M> {
 /// What a connection has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// No session (yet).
+    /// No session (yet), or a guest of whom nothing is known.
     Waiting,
-    /// Its session is under way.
+    /// Its session is under way, or it is a guest who was admitted.
     Session,
     /// Its session is over, and so is the connection.
     Over,
@@ -325,19 +342,34 @@ impl<M: Membership> Shared<M> {
         let shaken = tokio::select! {
             () = self.cancel.cancelled() => return,
             () = place.pushed_out.cancelled() => return self.refused(address, "too many connections that are no session"),
-            shaken = tokio::time::timeout(limits.handshake, acceptor.accept(stream)) => shaken,
+            shaken = tokio::time::timeout(limits.handshake, shake_hands(stream, acceptor)) => shaken,
         };
         let stream = match shaken {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return self.refused(address, &tls::explain(&error)),
+            Ok(Err(Unshaken { reason, stream })) => {
+                self.refused(address, &reason);
+                return part(stream).await;
+            }
             Err(_) => return self.refused(address, "it did not finish the TLS handshake in time"),
         };
-        let certificate = match stream.get_ref().1.peer_certificates().and_then(<[_]>::first) {
+        let (_, tls) = stream.get_ref();
+        let certificate = match tls.peer_certificates().and_then(<[_]>::first).map(ClientCertificate::read) {
             None => None,
-            Some(certificate) => match MachineCertificate::read(certificate) {
-                Ok(certificate) => Some(certificate),
-                Err(error) => return self.refused(address, &error.to_string()),
-            },
+            Some(Ok(certificate)) => Some(certificate),
+            Some(Err(error)) => return self.refused(address, &error.to_string()),
+        };
+        match (&self.options.guests, tls.alpn_protocol()) {
+            (None, _) | (Some(_), Some(tls::H2)) => {}
+            (Some(guests), _) => {
+                return self.guest(stream, address, certificate, guests.clone(), place).await;
+            }
+        }
+        let certificate = match certificate {
+            None => None,
+            Some(ClientCertificate::Machine(machine)) => Some(machine),
+            Some(ClientCertificate::User(_)) => {
+                return self.refused(address, "its certificate is a user's, and it wants to be a machine");
+            }
         };
         let (phase, mut phases) = watch::channel(Phase::Waiting);
         let peer = Peer { address, certificate };
@@ -388,6 +420,49 @@ impl<M: Membership> Shared<M> {
         }
     }
 
+    /// A connection that speaks HTTP/1.1.
+    async fn guest(
+        &self,
+        stream: GuestStream,
+        address: SocketAddr,
+        certificate: Option<ClientCertificate>,
+        guests: Guests,
+        place: waiting::Place,
+    ) {
+        let limits = self.options.limits;
+        if let Err(error) = KeepAlive::prepare_reader(stream.get_ref().0) {
+            debug!(peer = %address, "{address} is gone already: {error}");
+            return;
+        }
+        let (phase, mut phases) = watch::channel(Phase::Waiting);
+        let visitor = Visitor {
+            address,
+            certificate,
+            phase,
+            slots: self.guest_slots.clone(),
+            slot: Mutex::default(),
+            refusals: self.refusals.clone(),
+        };
+        let mut served = guests.serve(stream, visitor);
+        let idle = tokio::time::sleep(limits.idle);
+        tokio::select! {
+            () = served.as_mut() => return,
+            () = self.cancel.cancelled() => {}
+            () = place.pushed_out.cancelled() => {
+                return self.refused(address, "too many connections of which nothing is known");
+            }
+            () = idle => return debug!(peer = %address, "{address} did not say in time who it is"),
+            Ok(_) = phases.wait_for(|phase| *phase != Phase::Waiting) => {}
+        }
+        drop(place);
+        tokio::select! {
+            () = served.as_mut() => return,
+            () = self.cancel.cancelled() => {}
+        }
+        // The request under way is still to be answered.
+        let _ = tokio::time::timeout(limits.stop, served).await;
+    }
+
     fn ended(&self, address: SocketAddr, ended: Result<(), hyper::Error>) {
         match ended {
             Ok(()) => debug!(peer = %address, "connection with {address} closed"),
@@ -397,14 +472,7 @@ impl<M: Membership> Shared<M> {
 
     /// Says that a peer was refused, and why.
     fn refused(&self, address: SocketAddr, reason: &str) {
-        let noted = lock(&self.refusals).note(address.ip(), reason, Instant::now());
-        match noted {
-            Some((reason, 0)) => warn!(peer = %address, "refused {address}: {reason}"),
-            Some((reason, more)) => {
-                warn!(peer = %address, "refused {address}: {reason} ({more} times more before this)")
-            }
-            None => {}
-        }
+        self.refusals.refused(address, reason);
     }
 }
 
@@ -428,6 +496,48 @@ fn last_cause(error: &hyper::Error) -> String {
     }
     cause.to_string()
 }
+
+/// A connection that did not get through its handshake.
+struct Unshaken {
+    reason: String,
+    stream: TcpStream,
+}
+
+async fn shake_hands(mut stream: TcpStream, acceptor: TlsAcceptor) -> Result<GuestStream, Unshaken> {
+    // TLS begins with the byte 22, all methods of HTTP with a capital letter.
+    let mut first = [0];
+    if let Ok(1) = stream.peek(&mut first).await
+        && first[0].is_ascii_uppercase()
+    {
+        let _ = stream.write_all(PLAIN_HTTP).await;
+        let reason = "it does not speak TLS; is it http where https is due?".to_owned();
+        return Err(Unshaken { reason, stream });
+    }
+    acceptor
+        .accept(stream)
+        .into_fallible()
+        .await
+        .map_err(|(error, stream)| Unshaken { reason: tls::explain(&error), stream })
+}
+
+/// The answer to http where https is due.
+const PLAIN_HTTP: &[u8] =
+    b"HTTP/1.0 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n\
+    {\"error\":{\"code\":400,\"message\":\"this port of fleetd speaks https, not http\"}}";
+
+/// Closes a connection so that its peer can read the last words: what it sends is read until it has, since the kernel cuts a
+/// connection off that is closed with something unread.
+async fn part(mut stream: TcpStream) {
+    let rest = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream.take(MOST_UNREAD), &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(PARTING, rest).await;
+}
+
+/// How much is read of a peer that was refused, bytes, and for how long.
+const MOST_UNREAD: u64 = 64 << 10;
+const PARTING: Duration = Duration::from_secs(1);
 
 /// A lock whose holder never panics halfway.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

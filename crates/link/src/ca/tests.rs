@@ -12,7 +12,7 @@ fn machine() -> MachineId {
 
 fn identity(authority: &Authority) -> Identity {
     let key = MachineKey::generate().unwrap();
-    let public = MachinePublicKey::from_request(&key.request().unwrap()).unwrap();
+    let public = PublicKey::from_request(&key.request().unwrap()).unwrap();
     let certificate = authority.sign_machine(&public, &machine(), MACHINE_VALIDITY, now()).unwrap();
     Identity::new(authority.root().clone(), certificate, key).unwrap()
 }
@@ -100,7 +100,7 @@ fn nothing_but_the_key_is_taken_of_a_request() {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let request = params.serialize_request(&key.0).unwrap();
-    let public = MachinePublicKey::from_request(request.der()).unwrap();
+    let public = PublicKey::from_request(request.der()).unwrap();
     assert_eq!(public.id(), key.id());
     let certificate = authority.sign_machine(&public, &machine(), MACHINE_VALIDITY, now()).unwrap();
     let parsed = parse(&certificate).unwrap();
@@ -116,12 +116,12 @@ fn a_request_that_its_key_has_not_signed_is_refused() {
     for at in [0, request.len() / 2, request.len() - 1] {
         let mut damaged = request.clone();
         damaged[at] ^= 1;
-        assert!(MachinePublicKey::from_request(&damaged).is_err(), "byte {at}");
+        assert!(PublicKey::from_request(&damaged).is_err(), "byte {at}");
     }
-    assert!(MachinePublicKey::from_request(&request[..request.len() - 1]).is_err());
+    assert!(PublicKey::from_request(&request[..request.len() - 1]).is_err());
     let rsa = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
     let other_kind = CertificateParams::default().serialize_request(&rsa).unwrap();
-    assert!(matches!(MachinePublicKey::from_request(other_kind.der()), Err(CaError::Request(_))));
+    assert!(matches!(PublicKey::from_request(other_kind.der()), Err(CaError::Request(_))));
 }
 
 #[test]
@@ -169,4 +169,38 @@ fn nothing_prints_a_key() {
         let der = data_encoding::HEXLOWER.encode(&data_encoding::BASE64.decode(body.as_bytes()).unwrap());
         assert!(!printed.contains(&der[40..]));
     }
+}
+
+#[test]
+fn a_users_certificate_is_no_machines_and_the_other_way_round() {
+    let authority = Authority::create(now()).unwrap();
+    let key = MachineKey::generate().unwrap();
+    let public = PublicKey::from_request(&key.request().unwrap()).unwrap();
+    let name = UserName::parse("ann").unwrap();
+    let pem = authority.sign_user(&public, &name, 2 * HOUR, now()).unwrap();
+    let user = certificate_from_pem(&pem).unwrap();
+    match ClientCertificate::read(&user).unwrap() {
+        ClientCertificate::User(says) => {
+            assert_eq!((says.user, says.key, says.not_after), (name, key.id(), now() + 2 * HOUR));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(MachineCertificate::read(&user).is_err());
+    assert!(Identity::from_pem(&authority.root().to_pem(), &pem, &key.to_pem()).is_err());
+    let machine = authority.sign_machine(&public, &machine(), MACHINE_VALIDITY, now()).unwrap();
+    assert!(matches!(ClientCertificate::read(&machine).unwrap(), ClientCertificate::Machine(_)));
+    let server = authority.sign_server(&[], now()).unwrap();
+    assert!(ClientCertificate::read(&server.chain[0]).is_err());
+}
+
+/// As `openssl req` makes them, with much that is not asked for.
+#[test]
+fn a_request_in_pem_gives_its_key() {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let mut params = CertificateParams::new(vec!["server.fleet.internal".to_owned()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "root");
+    let text = params.serialize_request(&key).unwrap().pem().unwrap();
+    let public = PublicKey::from_request_pem(&text).unwrap();
+    assert_eq!(public.id(), KeyId(sha256(&key.subject_public_key_info())));
+    assert_eq!(PublicKey::from_request_pem("x").unwrap_err(), CaError::Pem("certificate request"));
 }

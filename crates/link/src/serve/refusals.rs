@@ -3,8 +3,10 @@
 //! neither fill the log nor keep it from telling of others.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tracing::warn;
 
 const QUIET: Duration = Duration::from_secs(60);
 /// Addresses remembered; beyond that nothing is logged of new ones until some are forgotten.
@@ -17,8 +19,29 @@ const LONGEST: usize = 300;
 /// What stands for the reasons beyond [`MOST_REASONS`].
 const MANY: &str = "and for many other reasons";
 
+/// Writes refusals to the log.
 #[derive(Debug, Default)]
-pub(super) struct Refusals {
+pub(super) struct RefusalLog(Mutex<Refusals>);
+
+impl RefusalLog {
+    /// Says that a peer was refused, and why.
+    pub(super) fn refused(&self, address: SocketAddr, reason: &str) {
+        let noted = {
+            let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            refusals.note(address.ip(), reason, Instant::now())
+        };
+        match noted {
+            Some((reason, 0)) => warn!(peer = %address, "refused {address}: {reason}"),
+            Some((reason, more)) => {
+                warn!(peer = %address, "refused {address}: {reason} ({more} times more before this)")
+            }
+            None => {}
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Refusals {
     seen: HashMap<IpAddr, HashMap<String, Seen>>,
 }
 
@@ -31,7 +54,7 @@ struct Seen {
 
 impl Refusals {
     /// What to log of this one, if anything; the number says how many like it were not logged since the last.
-    pub(super) fn note(&mut self, address: IpAddr, reason: &str, now: Instant) -> Option<(String, u64)> {
+    fn note(&mut self, address: IpAddr, reason: &str, now: Instant) -> Option<(String, u64)> {
         let fresh = |seen: &Seen| now.duration_since(seen.since) < QUIET;
         if self.seen.len() >= MOST_ADDRESSES && !self.seen.contains_key(&address) {
             self.seen.retain(|_, reasons| reasons.values().any(fresh));

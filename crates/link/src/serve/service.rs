@@ -2,7 +2,7 @@
 
 use super::session::{Pump, State};
 use super::{Joining, Member, Membership, Peer, Phase, Refusal, Shared, lock};
-use crate::ca::MachinePublicKey;
+use crate::ca::PublicKey;
 use crate::token::{TokenId, TokenSecret};
 use crate::wire::generated::{self as pb, link_server::Link};
 use crate::wire::{Up, agree};
@@ -108,7 +108,7 @@ impl<M: Membership> Service<M> {
         Ok(answer.map_err(late).flatten()?)
     }
 
-    fn sign(&self, key: &MachinePublicKey, machine: &MachineId) -> Result<pb::Certified, Status> {
+    fn sign(&self, key: &PublicKey, machine: &MachineId) -> Result<pb::Certified, Status> {
         let validity = self.shared.options.machine_validity;
         let certificate = self.shared.authority.sign_machine(key, machine, validity, SystemTime::now());
         let certificate = certificate.map_err(|error| Status::internal(error.to_string()))?;
@@ -123,7 +123,7 @@ impl<M: Membership> Service<M> {
             request.token.parse().map_err(|error| Status::invalid_argument(format!("token: {error}")))?;
         let machine = MachineId::parse(&request.machine)
             .map_err(|error| Status::invalid_argument(format!("machine: {error}")))?;
-        let key = MachinePublicKey::from_request(&request.request)
+        let key = PublicKey::from_request(&request.request)
             .map_err(|error| Status::invalid_argument(format!("request: {error}")))?;
         let joining =
             Joining { token, secret, machine: machine.clone(), key: key.id(), peer: self.peer.address };
@@ -131,7 +131,7 @@ impl<M: Membership> Service<M> {
         self.sign(&key, &machine)
     }
 
-    fn member(&self) -> Result<(Member, &MachinePublicKey), Status> {
+    fn member(&self) -> Result<(Member, &PublicKey), Status> {
         let Some(certificate) = &self.peer.certificate else {
             return Err(Status::unauthenticated("it has no certificate; it can join with a token"));
         };

@@ -180,7 +180,7 @@ async fn malformed_join_requests_are_refused_by_field() {
     };
     for (request, says) in [
         (pb::JoinRequest { secret: vec![1; 23], ..good() }, "secret: of a wrong length"),
-        (pb::JoinRequest { token: "x".to_owned(), ..good() }, "token: the ID of a join token"),
+        (pb::JoinRequest { token: "x".to_owned(), ..good() }, "token: the ID of a token"),
         (pb::JoinRequest { machine: "me".to_owned(), ..good() }, "machine: \"me\" is not a machine ID"),
         (pb::JoinRequest { request: vec![0; 100], ..good() }, "request: unusable signing request"),
     ] {

@@ -4,7 +4,7 @@ mod attack;
 mod join;
 mod session;
 
-use crate::ca::{Authority, Identity, KeyId, MACHINE_VALIDITY, MachineKey, MachinePublicKey};
+use crate::ca::{Authority, Identity, KeyId, MACHINE_VALIDITY, MachineKey, PublicKey};
 use crate::dial::{Address, Dialer, connection::Connection};
 use crate::serve::{Joining, Limits, Member, Membership, Options, Refusal, serve};
 use crate::token::{Terms, Token, TokenError, TokenId, TokenRecord};
@@ -214,7 +214,7 @@ fn identity_for(
     signed: SystemTime,
 ) -> Identity {
     let key = MachineKey::generate().unwrap();
-    let public = MachinePublicKey::from_request(&key.request().unwrap()).unwrap();
+    let public = PublicKey::from_request(&key.request().unwrap()).unwrap();
     let certificate = authority.sign_machine(&public, machine, validity, signed).unwrap();
     Identity::new(authority.root().clone(), certificate, key).unwrap()
 }
