@@ -280,6 +280,72 @@ pub struct ServerList {
     pub servers: Vec<Server>,
 }
 
+/// Ours: what is asked of a new user (`POST users`), or of one that is there (`PATCH users/NAME`, only the role).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UserRequest {
+    /// The name: 1 to 64 letters, digits, `.`, `_` and `-`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// A certificate request in PEM, for a certificate with its key (ECDSA P-256).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
+    /// `viewer`, `operator` or `admin`.
+    pub role: String,
+    /// How long the user has access, as a [`duration`](crate::duration); the server's default is 8760h.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+}
+
+/// Ours: a user just made, the only time that the token is told.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NewUser {
+    /// The certificate of the cluster's CA, PEM.
+    pub ca: String,
+    /// The user's certificate, PEM, if one was asked for.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub certificate: String,
+    /// When the access ends, seconds since 1970.
+    pub expires: i64,
+    /// The user's name.
+    pub name: String,
+    /// The user's role.
+    pub role: String,
+    /// The token: a secret.
+    pub token: String,
+}
+
+impl std::fmt::Debug for NewUser {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewUser").field("name", &self.name).field("role", &self.role).finish_non_exhaustive()
+    }
+}
+
+/// Ours: a user as it is listed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct User {
+    /// Whether the user has a certificate besides the token.
+    pub certificate: bool,
+    /// Seconds since 1970.
+    pub created: i64,
+    /// When the access ends, seconds since 1970.
+    pub expires: i64,
+    pub name: String,
+    pub role: String,
+}
+
+/// Ours: `GET users`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct UserList {
+    pub users: Vec<User>,
+}
+
 /// A page of units.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -9,9 +9,10 @@ use crate::server::{Server, ServerConfig};
 use crate::{address, guard, listen, logging, notify::Notifier};
 use anyhow::{Context, bail};
 use fleet_cluster::{engine::Policy, model::Machine};
-use fleet_link::{AgentEnd, Hello, KeepAlive, dial::Dialer, serve};
+use fleet_link::{AgentEnd, Hello, KeepAlive, ca, dial::Dialer, serve, serve::Guests};
 use fleet_registry::{EmbeddedStore, Store, embedded};
 use fleet_systemd::dbus::{Directories, SystemdHost};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::{sync::Arc, time::Duration};
 use tokio::net::TcpListener;
@@ -217,14 +218,16 @@ impl Daemon {
         let server = Server::new(store.clone(), server_config, self.cancel.clone());
         server.start(&mut self.tasks);
         self.tasks.spawn(own_session(server.clone(), self.hello.clone(), sessions, self.cancel.clone()));
-        if !config.listen.is_empty() {
-            self.let_agents_in(config, &server).await?;
-        }
         let api = Arc::new(Api {
             server: server.clone(),
             page_size: u16::try_from(config.token_limit).unwrap_or(u16::MAX),
             cancel: self.cancel.clone(),
         });
+        if !config.listen.is_empty() {
+            let api = api.clone();
+            let users = Guests::new(move |stream, visitor| api.clone().serve_guest(stream, visitor));
+            self.open_port(config, &server, users).await?;
+        }
         for listener in listeners {
             let api = api.clone();
             self.accept(listener, move |stream| api.clone().serve(stream));
@@ -242,18 +245,24 @@ impl Daemon {
         Ok(ready)
     }
 
-    /// Opens the port for agents, and serves each in a task of its own.
-    async fn let_agents_in(&mut self, config: &Config, server: &Server<EmbeddedStore>) -> anyhow::Result<()> {
+    /// Opens the port for agents and users, and serves each agent in a task of its own.
+    async fn open_port(
+        &mut self,
+        config: &Config,
+        server: &Server<EmbeddedStore>,
+        users: Guests,
+    ) -> anyhow::Result<()> {
         let authority = Arc::new(server.authority().await?);
         let (send, mut ends) = mpsc::channel(64);
         for address in &config.listen {
             let listener =
                 TcpListener::bind(address).await.with_context(|| format!("unable to listen on {address}"))?;
             let options = serve::Options {
-                addresses: vec![self.hello.machine.public_ip.clone(), address.ip().to_string()],
+                addresses: own_names(&self.hello.machine.public_ip, address.ip()),
+                guests: Some(users.clone()),
                 ..serve::Options::default()
             };
-            info!("Letting agents in on {address}; CA {}", authority.root().fingerprint());
+            info!("Letting agents and users in on {address}; CA {}", authority.root().fingerprint());
             let (authority, server, send) = (authority.clone(), Arc::new(server.clone()), send.clone());
             let cancel = self.cancel.clone();
             self.tasks.spawn(async move {
@@ -378,6 +387,16 @@ fn policy(config: &Config) -> Policy {
     let (pace_units, pace_period) = config.mass_loss_rate;
     let mass_loss = config.mass_loss_fraction;
     Policy { mass_loss, pace_units, pace_period, ..Policy::for_ttl(config.agent_ttl) }
+}
+
+/// What a client may call this server by: agents and fleetctl do not look at it, curl and other clients do.
+fn own_names(public_ip: &str, listen: IpAddr) -> Vec<String> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let names = [public_ip, &listen.to_string(), &host, "localhost", "127.0.0.1", "::1"].map(str::to_owned);
+    let mut names: Vec<String> = names.into_iter().filter(|name| ca::can_name(name)).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 /// The session between this fleetd's server and its own agent, begun again should it break.

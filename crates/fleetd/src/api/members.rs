@@ -15,8 +15,21 @@ const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Seconds since 1970 as the API has them.
-fn seconds(time: u64) -> i64 {
+pub(super) fn seconds(time: u64) -> i64 {
     i64::try_from(time).unwrap_or(i64::MAX)
+}
+
+/// How long something is to be good for.
+pub(super) fn ttl(text: Option<&str>, default: Duration, longest: Duration) -> Result<Duration, String> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(default) };
+    match duration::parse(text) {
+        Ok(ttl) if (Duration::from_secs(1)..=longest).contains(&ttl) => Ok(ttl),
+        Ok(_) => {
+            let hours = longest.as_secs() / 3600;
+            Err(format!("ttl must be from 1s to {} days ({hours}h)", hours / 24))
+        }
+        Err(error) => Err(format!("ttl: {error}")),
+    }
 }
 
 fn listed(record: &TokenRecord) -> JoinToken {
@@ -53,13 +66,9 @@ impl<S: Store> Api<S> {
                 }
             },
         };
-        let ttl = match asked.ttl.as_deref() {
-            None | Some("") => DEFAULT_TTL,
-            Some(text) => match duration::parse(text) {
-                Ok(ttl) if (Duration::from_secs(1)..=MAX_TTL).contains(&ttl) => ttl,
-                Ok(_) => return failure(StatusCode::BAD_REQUEST, "ttl must be from 1s to 366 days (8784h)"),
-                Err(error) => return failure(StatusCode::BAD_REQUEST, &format!("ttl: {error}")),
-            },
+        let ttl = match ttl(asked.ttl.as_deref(), DEFAULT_TTL, MAX_TTL) {
+            Ok(ttl) => ttl,
+            Err(message) => return failure(StatusCode::BAD_REQUEST, &message),
         };
         if asked.uses == Some(0) {
             return failure(StatusCode::BAD_REQUEST, "uses must be 1 or more");
@@ -112,10 +121,10 @@ impl<S: Store> Api<S> {
     }
 }
 
-fn membership_failure(error: &MembershipError) -> Answer {
+pub(super) fn membership_failure(error: &MembershipError) -> Answer {
     let status = match error {
         MembershipError::Unknown(_) => StatusCode::NOT_FOUND,
-        MembershipError::Contended(_) => StatusCode::CONFLICT,
+        MembershipError::Contended(_) | MembershipError::Exists(_) => StatusCode::CONFLICT,
         MembershipError::Store(StoreError::Unavailable(_) | StoreError::Unknown(_)) => {
             StatusCode::SERVICE_UNAVAILABLE
         }

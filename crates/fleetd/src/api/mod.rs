@@ -6,10 +6,13 @@
 //! - `members`: join tokens, and the machines that joined
 //! - `servers`: the servers of the cluster
 //! - `machines`: cordon and drain, notices
+//! - `users`: the users who come over https
+//! - `access`: who may ask for what
 //! - `live`: status, journal and events: answers that come from machines or go on
 //!
 //! Bounds: connections, header time, body size and time; every answer but the live ones has a deadline.
 
+mod access;
 mod decode;
 mod live;
 mod machines;
@@ -18,10 +21,13 @@ mod page;
 mod resources;
 mod route;
 mod servers;
+mod users;
 
 use crate::server::Server;
+use access::Remote;
 use bytes::Bytes;
 use fleet_api::types::{ErrorBody, ErrorDetail};
+use fleet_link::serve::{GuestStream, Visitor};
 use fleet_registry::Store;
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::{Request, Response, StatusCode, body::Incoming, header, service::service_fn};
@@ -57,6 +63,9 @@ pub(crate) type Answer = Response<Body>;
 /// The version in the `Server` header.
 pub const SERVER: &str = concat!("fleetd/", env!("CARGO_PKG_VERSION"));
 
+/// Says `agent` in answers of a fleetd that is no server.
+pub const ROLE: header::HeaderName = header::HeaderName::from_static("fleet-role");
+
 /// What the API needs.
 pub struct Api<S: Store> {
     /// The server it speaks for.
@@ -78,7 +87,9 @@ pub async fn refuse(
          through ssh, --endpoint=URL where its API listens"
     );
     connection(stream, cancel, move |_| {
-        let answer = failure(StatusCode::SERVICE_UNAVAILABLE, &message);
+        let mut answer = failure(StatusCode::SERVICE_UNAVAILABLE, &message);
+        // So that clients that know of servers ask those.
+        answer.headers_mut().insert(ROLE, header::HeaderValue::from_static("agent"));
         async move { answer }
     })
     .await;
@@ -124,22 +135,36 @@ impl<S: Store> Api<S> {
         let cancel = self.cancel.clone();
         connection(stream, cancel, move |request| {
             let api = self.clone();
-            async move { api.answer(request).await }
+            async move { api.answer(request, None).await }
         })
         .await;
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
+    /// Serves one connection of a user who comes over https. It is cut off when the user may not have the answer any more
+    /// that is under way: an end in good order would look like the end of the log.
+    pub async fn serve_guest(self: Arc<Self>, stream: GuestStream, visitor: Visitor) {
+        let (api, remote) = (self.clone(), Arc::new(Remote::new(visitor)));
+        let asking = remote.clone();
+        let served = connection(stream, self.cancel.clone(), move |request| {
+            let (api, remote) = (api.clone(), asking.clone());
+            async move { api.answer(request, Some(&remote)).await }
+        });
+        tokio::select! {
+            () = served => {}
+            () = remote.lost(self.server.users()) => {}
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>, remote: Option<&Remote>) -> Answer {
         debug!("HTTP {} {}", request.method(), request.uri());
-        let mut answer = match self.caught_up(request.headers()).await {
-            Err(behind) => behind,
-            Ok(()) => {
-                match tokio::time::timeout(ANSWER_DEADLINE + BODY_DEADLINE, self.dispatch(request)).await {
-                    Ok(answer) => answer,
-                    Err(_) => failure(StatusCode::GATEWAY_TIMEOUT, "no answer within a minute"),
-                }
-            }
+        let answered = self.dispatch(request, remote);
+        let mut answer = match tokio::time::timeout(ANSWER_DEADLINE + BODY_DEADLINE, answered).await {
+            Ok(answer) => answer,
+            Err(_) => failure(StatusCode::GATEWAY_TIMEOUT, "no answer within a minute"),
         };
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            return answer;
+        }
         let headers = answer.headers_mut();
         let revision = *self.server.hub().applied().borrow();
         headers.insert(REVISION, header::HeaderValue::from(revision));

@@ -1,6 +1,6 @@
 //! Units, states and machines.
 
-use super::{Answer, Api, decode, empty, failure, json, page::Page, read_body, route};
+use super::{Answer, Api, access::Remote, decode, empty, failure, json, page::Page, read_body, route};
 use crate::server::{Put, WriteError, hub};
 use fleet_api::types;
 use fleet_cluster::{model::DesiredState, view::View};
@@ -17,17 +17,27 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 const NO_UNIT: &str = "unit does not exist";
 
 impl<S: Store> Api<S> {
-    pub(super) async fn dispatch(&self, request: Request<Incoming>) -> Answer {
+    pub(super) async fn dispatch(&self, request: Request<Incoming>, remote: Option<&Remote>) -> Answer {
         let route = route::route(request.method(), request.uri().path());
         let query = route::query(request.uri().query());
-        let needs_view = !matches!(route, Route::Discovery | Route::Refused(..));
+        let needs_view = remote.is_some() || !matches!(route, Route::Discovery | Route::Refused(..));
         // The first request after socket activation may be here before the registry is read.
         if needs_view && timeout(START_DEADLINE, self.server.hub().reached(1)).await.is_err() {
             return failure(StatusCode::SERVICE_UNAVAILABLE, "fleet server has not read its registry yet");
         }
+        // Who was made a user through another server may be known here only after catching up.
+        let caught_up = self.caught_up(request.headers()).await;
+        if let Some(remote) = remote
+            && let Some(answer) = remote.refuse(self.server.users(), &route, request.headers())
+        {
+            return answer;
+        }
+        if let Err(behind) = caught_up {
+            return behind;
+        }
         match route {
             Route::Refused(status, message) => failure(status, message),
-            Route::Discovery => discovery(request.headers()),
+            Route::Discovery => discovery(if remote.is_some() { "https" } else { "http" }, request.headers()),
             Route::Machines => self.machines(&query),
             Route::PatchMachines => self.patch_machines(request).await,
             Route::Units => self.units(&query),
@@ -61,6 +71,10 @@ impl<S: Store> Api<S> {
             Route::MarkMachine(id, mark) => self.mark_machine(&id, mark).await,
             Route::Drain(id) => self.drain(&id).await,
             Route::Notices => self.notices(),
+            Route::Users => self.users(),
+            Route::CreateUser => self.create_user(request).await.unwrap_or_else(|answer| answer),
+            Route::SetRole(user) => self.set_role(&user, request).await.unwrap_or_else(|answer| answer),
+            Route::RemoveUser(user) => self.remove_user(&user).await.unwrap_or_else(|answer| answer),
             Route::Events => self.events(&query, request.headers()),
         }
     }
@@ -258,9 +272,9 @@ pub(super) fn write_failure(error: &WriteError) -> Answer {
     failure(status, &error.to_string())
 }
 
-fn discovery(headers: &HeaderMap) -> Answer {
+fn discovery(scheme: &str, headers: &HeaderMap) -> Answer {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
-    let document = fleet_api::discovery::document(&format!("http://{host}"));
+    let document = fleet_api::discovery::document(&format!("{scheme}://{host}"));
     let mut answer = Response::new(super::full(document));
     let json = header::HeaderValue::from_static("application/json");
     answer.headers_mut().insert(header::CONTENT_TYPE, json);

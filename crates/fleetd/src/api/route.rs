@@ -30,6 +30,10 @@ pub(crate) enum Route {
     MarkMachine(String, MachineMark),
     Drain(String),
     Notices,
+    Users,
+    CreateUser,
+    SetRole(String),
+    RemoveUser(String),
     /// An error, with its message.
     Refused(StatusCode, &'static str),
 }
@@ -108,6 +112,22 @@ fn resource(method: &Method, path: &str) -> Route {
         }
         ["members"] => get(Route::Members),
         ["servers"] => get(Route::Servers),
+        ["users"] => match *method {
+            Method::GET => Route::Users,
+            Method::POST => Route::CreateUser,
+            _ => Route::Refused(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "only GET and POST supported against this resource",
+            ),
+        },
+        ["users", name] if !name.is_empty() => match *method {
+            Method::PATCH => Route::SetRole(name.to_owned()),
+            Method::DELETE => Route::RemoveUser(name.to_owned()),
+            _ => Route::Refused(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "only PATCH and DELETE supported against this resource",
+            ),
+        },
         ["machines", id] if !id.is_empty() && *method == Method::DELETE => {
             Route::RemoveMachine(id.to_owned())
         }

@@ -1,4 +1,4 @@
-//! Follows the store into the hub's view: one snapshot, then changes; a new snapshot when changes were missed.
+//! Follows the store into the hub's view and the table of users: one snapshot, then changes; a new snapshot when changes were missed.
 
 use super::Server;
 use anyhow::Context;
@@ -51,6 +51,7 @@ impl<S: Store> Server<S> {
         broken.iter().for_each(report);
         self.hub.set_unreadable(&broken);
         self.peers.reset(&snapshot);
+        self.users.reset(&snapshot.entries);
         self.hub.reset(changes, snapshot.revision);
         let mut watch = match self.store.watch("", snapshot.revision).await {
             Ok(watch) => watch,
@@ -67,6 +68,7 @@ impl<S: Store> Server<S> {
             for event in &batch.events {
                 self.peers.note(event);
                 self.note_removal(event);
+                self.users.apply(event);
                 match reader.event(event) {
                     Ok(change) => {
                         readable.push(&event.key);

@@ -85,6 +85,9 @@ pub enum MembershipError {
     /// There is no such token or machine.
     #[error("{0} does not exist")]
     Unknown(String),
+    /// There is one of this name.
+    #[error("{0} exists already")]
+    Exists(String),
     /// Others kept writing at the same time.
     #[error("{0} is being changed by others; try again")]
     Contended(String),
@@ -107,12 +110,12 @@ pub(super) fn removed_machine(key: &str) -> Option<MachineId> {
     MachineId::parse(key.strip_prefix(REMOVED)?).ok()
 }
 
-fn read<T: DeserializeOwned>(entry: &Entry) -> Result<T, MembershipError> {
+pub(super) fn read<T: DeserializeOwned>(entry: &Entry) -> Result<T, MembershipError> {
     serde_json::from_slice(&entry.value)
         .map_err(|error| MembershipError::Record { key: entry.key.to_string(), reason: error.to_string() })
 }
 
-fn put<T: Serialize>(key: String, record: &T) -> Result<Op, MembershipError> {
+pub(super) fn put<T: Serialize>(key: String, record: &T) -> Result<Op, MembershipError> {
     match serde_json::to_vec(record) {
         Ok(value) => Ok(Op::Put { key, value, lease: None }),
         Err(error) => Err(MembershipError::Record { key, reason: error.to_string() }),

@@ -19,12 +19,14 @@ mod membership;
 mod pace;
 mod peers;
 mod session;
+mod users;
 mod write;
 
 pub use hub::{Changed, EventCursor, Hub};
 pub use membership::{ListedMember, MembershipError};
 pub use peers::ServerRecord;
 pub use session::AskError;
+pub use users::{Access, Credential, Denied, NewUser, Role, UserRecord, Users};
 pub use write::{MachineMark, MetadataEdit, Put, WriteError};
 
 use fleet_cluster::engine::Policy;
@@ -61,6 +63,7 @@ pub struct Server<S: Store> {
     peers: Arc<peers::Peers>,
     /// What it says of itself to other servers.
     record: ServerRecord,
+    users: Arc<Users>,
     sessions: Arc<Mutex<HashMap<MachineId, session::Handle>>>,
     started: Instant,
     cancel: CancellationToken,
@@ -74,6 +77,7 @@ impl<S: Store> Clone for Server<S> {
             hub: self.hub.clone(),
             peers: self.peers.clone(),
             record: self.record.clone(),
+            users: self.users.clone(),
             sessions: self.sessions.clone(),
             started: self.started,
             cancel: self.cancel.clone(),
@@ -91,6 +95,7 @@ impl<S: Store> Server<S> {
             record,
             hub: Arc::new(Hub::new()),
             peers: Arc::default(),
+            users: Arc::new(Users::new()),
             sessions: Arc::default(),
             started: Instant::now(),
             cancel,
