@@ -1,6 +1,8 @@
 //! The client against a real socket: what goes over the wire, what errors say, what is kept.
 #![allow(clippy::unwrap_used)]
-use fleet_api::client::{Client, Endpoint, Error, EventQuery, JournalQuery, Options, StateFilter};
+use fleet_api::client::{
+    Client, Credentials, Endpoint, Error, EventQuery, JournalQuery, Options, StateFilter, Tls,
+};
 use fleet_api::events::Event;
 use fleet_api::types::{JoinToken, JoinTokenRequest, Member, Unit, UnitOption};
 use std::sync::{Arc, Mutex};
@@ -427,4 +429,144 @@ async fn events_come_with_their_ids() {
         requests(&log),
         ["GET /fleet/v1/events?snapshot=1&since=4&unitName=a.service&unitName=b@1.service"]
     );
+}
+
+/// An address where nobody listens (any more).
+async fn dead() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+fn of_several(endpoints: &[&str]) -> Client {
+    let mut endpoints = endpoints.iter().map(|text| Endpoint::parse(text).unwrap());
+    let first = Client::new(endpoints.next().unwrap(), Options::default());
+    endpoints.fold(first, |client, endpoint| client.or(endpoint, None))
+}
+
+fn agent_only() -> (String, Then) {
+    let body = r#"{"error":{"code":503,"message":"an agent only"}}"#;
+    let head = "HTTP/1.1 503 X\r\nFleet-Role: agent\r\n";
+    (format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()), Then::Keep)
+}
+
+#[tokio::test]
+async fn the_next_server_is_asked_when_one_is_none() {
+    let dead = dead().await;
+    let (agent, agent_log, _) = server(|_| agent_only()).await;
+    let (good, log, _) = server(|_| json("200 OK", "{}")).await;
+    let client = of_several(&[&dead, &agent, &good]);
+    assert_eq!(client.units().await.unwrap(), []);
+    assert_eq!(client.machines().await.unwrap(), []);
+    assert_eq!(requests(&log), ["GET /fleet/v1/units", "GET /fleet/v1/machines"]);
+    // The one that answered is asked first from then on.
+    assert_eq!(requests(&agent_log).len(), 1);
+    // Also what may not be repeated: neither has done anything with it.
+    let (good, log, _) = server(|_| json("201 Created", r#"{"id":"a1"}"#)).await;
+    let client = of_several(&[&dead, &agent, &good]);
+    assert_eq!(client.create_join_token(&JoinTokenRequest::default()).await.unwrap().id, "a1");
+    assert_eq!(requests(&log), ["POST /fleet/v1/join-tokens"]);
+}
+
+#[tokio::test]
+async fn a_refusal_is_an_answer() {
+    for status in ["401 X", "403 X", "404 X", "503 X"] {
+        let (first, ..) = server(move |_| json(status, r#"{"error":{"code":0,"message":"no"}}"#)).await;
+        let (second, log, _) = server(|_| json("200 OK", "{}")).await;
+        let error = of_several(&[&first, &second]).units().await.unwrap_err();
+        assert_eq!(error.to_string(), format!("googleapi: Error {}: no", &status[..3]));
+        assert!(requests(&log).is_empty(), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn when_nobody_answers_everybody_is_named() {
+    let (dead, (agent, ..)) = (dead().await, server(|_| agent_only()).await);
+    let error = of_several(&[&dead, &agent, "unix:///nonexistent.sock"]).units().await.unwrap_err();
+    let address = dead.trim_start_matches("http://");
+    assert!(error.is_no_answer());
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "Get \"/fleet/v1/units?alt=json\": no server answers ({dead}: dial tcp {address}: connect: connection refused; \
+             {agent}: googleapi: Error 503: an agent only; \
+             unix:///nonexistent.sock: dial unix /nonexistent.sock: connect: no such file or directory)"
+        )
+    );
+    // A single one is told of as always.
+    let error = client(&agent).units().await.unwrap_err();
+    assert_eq!(error.to_string(), "googleapi: Error 503: an agent only");
+}
+
+/// The server takes a request and dies.
+#[tokio::test]
+async fn what_may_have_been_done_is_repeated_only_if_that_does_no_harm() {
+    let (dying, first, _) = server(|_| (String::new(), Then::Close)).await;
+    let (good, second, _) = server(|request| match request.split(' ').next().unwrap() {
+        "GET" => json("200 OK", "{}"),
+        "PATCH" | "PUT" => empty("204 No Content"),
+        // The first server had deleted it.
+        "DELETE" => json("404 Not Found", r#"{"error":{"code":404,"message":"unit does not exist"}}"#),
+        other => panic!("{other} is repeated"),
+    })
+    .await;
+    let client = || of_several(&[&dying, &good]);
+    assert_eq!(client().units().await.unwrap(), []);
+    assert!(!client().put_unit(&Unit { name: "a.service".into(), ..Default::default() }).await.unwrap());
+    client().patch_machines(&[]).await.unwrap();
+    assert!(client().delete_unit("a.service").await.unwrap(), "it was deleted by this very request");
+    assert_eq!((requests(&first).len(), requests(&second).len()), (4, 4));
+    let error = client().create_join_token(&JoinTokenRequest::default()).await.unwrap_err();
+    assert!(error.is_no_answer(), "{error}");
+    assert_eq!((requests(&first).len(), requests(&second).len()), (5, 4));
+    // Nothing was tried before: nobody else can have deleted it.
+    assert!(!of_several(&[&good, &dying]).delete_unit("a.service").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_given_up() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", silent.local_addr().unwrap());
+    let (good, ..) = server(|_| json("200 OK", "{}")).await;
+    let options = Options { request_timeout: Duration::from_millis(200), ..Options::default() };
+    let client =
+        Client::new(Endpoint::parse(&address).unwrap(), options).or(Endpoint::parse(&good).unwrap(), None);
+    assert_eq!(client.units().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn event_streams_move_on() {
+    let ready = |id: u32| format!("id: {id}\nevent: ready\ndata: {{\"kind\":\"ready\"}}\n\n");
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+    let (first, log, _) = server(move |_| (format!("{head}{}", ready(1)), Then::Close)).await;
+    let (second, ..) = server(move |_| (format!("{head}{}", ready(2)), Then::Close)).await;
+    let client = of_several(&[&first, &second]);
+    let mut stream = client.events(&EventQuery::default()).await.unwrap();
+    assert_eq!(stream.next().await.unwrap(), Some(("1".to_owned(), Event::Ready)));
+    assert_eq!(stream.next().await.unwrap(), None);
+    assert_eq!(requests(&log).len(), 1);
+    let client = of_several(&[&dead().await, &second]);
+    let mut stream = client.events(&EventQuery::default()).await.unwrap();
+    assert_eq!(stream.next().await.unwrap(), Some(("2".to_owned(), Event::Ready)));
+}
+
+#[tokio::test]
+async fn no_token_goes_over_plain_http() {
+    let heads: Arc<Mutex<String>> = Arc::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let seen = heads.clone();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut bytes = vec![0; 4096];
+        let count = stream.read(&mut bytes).await.unwrap();
+        seen.lock().unwrap().push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+        stream.write_all(json("200 OK", "{}").0.as_bytes()).await.unwrap();
+    });
+    use fleet_trust::{Fingerprint, token};
+    let token = token::Token::generate(Fingerprint([1; 32])).unwrap().to_text(token::Kind::User);
+    let tls = Tls::new(Credentials { token: Some(&token), ..Default::default() }).unwrap();
+    let options = Options { tls: Some(tls), ..Options::default() };
+    Client::new(Endpoint::parse(&address).unwrap(), options).units().await.unwrap();
+    let head = heads.lock().unwrap().to_lowercase();
+    assert!(head.starts_with("get /fleet/v1/units") && !head.contains("authorization"), "{head}");
 }

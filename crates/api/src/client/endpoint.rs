@@ -9,8 +9,10 @@ pub enum Endpoint {
         /// The socket.
         path: PathBuf,
     },
-    /// `http://host:port/base`
+    /// `http://host:port/base` or `https://host:port/base`
     Http {
+        /// Whether it is https.
+        secure: bool,
         /// Host name or address, IPv6 without brackets.
         host: String,
         /// TCP port.
@@ -47,8 +49,16 @@ pub enum EndpointError {
     NoHost(String),
     #[error("{0:?} names no socket")]
     NoSocket(String),
-    #[error("https endpoints are not supported yet ({0:?}): use the unix socket, plain http, or --tunnel")]
-    Https(String),
+}
+
+impl std::fmt::Display for Endpoint {
+    /// As it is written.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Endpoint::Unix { path } => write!(f, "unix://{}", path.display()),
+            Endpoint::Http { url, .. } | Endpoint::Other { url, .. } => f.write_str(url),
+        }
+    }
 }
 
 impl Endpoint {
@@ -66,11 +76,11 @@ impl Endpoint {
             }
             "unix" | "file" if path.is_empty() => Err(EndpointError::NoSocket(text.to_owned())),
             "unix" | "file" => Ok(Endpoint::Unix { path: path.into() }),
-            "https" => Err(EndpointError::Https(text.to_owned())),
-            "http" => {
-                let (host, port) = split_port(text, authority)?;
+            "http" | "https" => {
+                let secure = scheme == "https";
+                let (host, port) = split_port(text, authority, if secure { 443 } else { 80 })?;
                 let base = path.trim_end_matches('/').to_owned();
-                Ok(Endpoint::Http { host, port, url, base })
+                Ok(Endpoint::Http { secure, host, port, url, base })
             }
             _ => Ok(Endpoint::Other { scheme, url }),
         }
@@ -83,6 +93,11 @@ impl Endpoint {
             Endpoint::Unix { .. } => format!("http://domain-sock{path}"),
             Endpoint::Http { url, .. } | Endpoint::Other { url, .. } => format!("{url}{path}"),
         }
+    }
+
+    /// Whether it is https.
+    pub fn is_secure(&self) -> bool {
+        matches!(self, Endpoint::Http { secure: true, .. })
     }
 
     /// What the `Host` header says.
@@ -121,8 +136,8 @@ fn split_scheme(text: &str) -> Result<(String, &str), EndpointError> {
     Err(EndpointError::NoScheme)
 }
 
-/// Host and port of an authority, port 80 where none stands.
-fn split_port(url: &str, authority: &str) -> Result<(String, u16), EndpointError> {
+/// Host and port of an authority, with the usual port where none stands.
+fn split_port(url: &str, authority: &str, usual: u16) -> Result<(String, u16), EndpointError> {
     let authority = authority.rsplit('@').next().unwrap_or(authority);
     let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, rest)) => (host, rest),
@@ -132,8 +147,8 @@ fn split_port(url: &str, authority: &str) -> Result<(String, u16), EndpointError
         return Err(EndpointError::NoHost(url.to_owned()));
     }
     let number = match port.strip_prefix(':') {
-        None if port.is_empty() => Ok(80),
-        Some("") => Ok(80),
+        None if port.is_empty() => Ok(usual),
+        Some("") => Ok(usual),
         Some(digits) => digits.parse().map_err(|_| ()),
         None => Err(()),
     };
@@ -158,6 +173,15 @@ mod tests {
             assert_eq!(endpoint, Endpoint::Unix { path: "/var/run/fleet.sock".into() });
             assert_eq!(endpoint.url_of("/fleet/v1/units"), "http://domain-sock/fleet/v1/units");
         }
+    }
+
+    #[test]
+    fn https() {
+        let it = Endpoint::parse("https://10.0.0.1:4919").unwrap();
+        assert!(it.is_secure());
+        assert_eq!(it.url_of("/x"), "https://10.0.0.1:4919/x");
+        assert_eq!(Endpoint::parse("https://a").unwrap().host_header(), "a:443");
+        assert!(!Endpoint::parse("http://a").unwrap().is_secure());
     }
 
     #[test]
@@ -186,7 +210,6 @@ mod tests {
             refused("172.30.7.11:49153"),
             r#"parse "172.30.7.11:49153": first path segment in URL cannot contain colon"#
         );
-        assert!(refused("https://a:1").contains("https"));
         assert!(refused("http://a:bogus").contains("invalid port \":bogus\""));
         assert!(refused("http://a:66000").contains("invalid port"));
         assert!(refused("http://").contains("names no host"));

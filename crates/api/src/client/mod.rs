@@ -1,21 +1,28 @@
-//! The client that fleetctl and the tests use: one server, HTTP/1 over a unix socket, TCP, or
-//! whatever a [`Connector`] gives.
+//! The client that fleetctl and the tests use: HTTP/1 over a unix socket, TCP, TLS, or
+//! whatever a [`Connector`] gives; to one server, or the first of several that answers.
 //!
 //! Every request has a deadline, every answer a bound. Connections are kept and used again, up to
-//! [`KEPT`] of them, so that many requests at a time may be under way.
+//! [`KEPT`] of them for each server, so that many requests at a time may be under way.
+//!
+//! With several servers, the next one is asked when one can't be reached, is no server (an agent's fleetd), or breaks off;
+//! the one that answered is asked first from then on. After breaking off, or not answering in time, a request may have been
+//! carried out: it is repeated only if that does no harm, which is so for all but those that make something new (`POST`).
 mod endpoint;
 mod error;
 mod stream;
+mod tls;
 mod transport;
 
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::Error;
 pub use stream::{EventStream, JournalStream};
+pub use tls::{Credentials, CredentialsError, Tls};
 pub use transport::{ByteStream, Connecting, Connector};
 
 use crate::types::{
     Drain, Explanation, JoinToken, JoinTokenList, JoinTokenRequest, Machine, MachinePage, Member, MemberList,
-    MetadataOp, NewJoinToken, Notice, NoticeList, Unit, UnitOption, UnitPage, UnitState, UnitStatePage,
+    MetadataOp, NewJoinToken, NewUser, Notice, NoticeList, Unit, UnitOption, UnitPage, UnitState,
+    UnitStatePage, User, UserList, UserRequest,
 };
 use bytes::Bytes;
 use fleet_unit::UnitFile;
@@ -25,6 +32,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -45,6 +53,9 @@ const LARGEST_ERROR: usize = 64 << 10;
 /// The shortest deadline of requests that have to ask a machine (status, journal).
 const ASKING_A_MACHINE: Duration = Duration::from_secs(30);
 
+/// The header by which an agent's fleetd says that it is no server.
+const ROLE: &str = "fleet-role";
+
 /// Where the resources are.
 const ROOT: &str = "/fleet/v1/";
 
@@ -58,7 +69,7 @@ pub type Trace = Arc<dyn Fn(&str) + Send + Sync>;
 /// How the client behaves.
 #[derive(Clone)]
 pub struct Options {
-    /// How long a request may take, from the first try to connect to the end of the answer.
+    /// How long a request to one server may take, from the try to connect to the end of the answer.
     pub request_timeout: Duration,
     /// How long one try to connect may take.
     pub connect_timeout: Duration,
@@ -66,6 +77,8 @@ pub struct Options {
     pub connector: Option<Arc<dyn Connector>>,
     /// How many requests may be under way at the same time, streams not counted; more wait. At most [`KEPT`].
     pub at_once: usize,
+    /// How to talk to https endpoints; without it they can't be reached.
+    pub tls: Option<Tls>,
     /// Is told of every request and its outcome, in one line each.
     pub trace: Option<Trace>,
 }
@@ -79,18 +92,62 @@ impl Default for Options {
             connect_timeout: timeout,
             connector: None,
             at_once: KEPT,
+            tls: None,
             trace: None,
         }
     }
 }
 
-/// A client of one server.
+/// A client of a cluster.
 pub struct Client {
-    endpoint: Endpoint,
-    options: Options,
-    idle: Mutex<Vec<Connection>>,
+    /// At least one.
+    servers: Vec<Server>,
+    /// The one to ask first.
+    current: AtomicUsize,
     /// Whoever has a permit may have a connection.
     turns: Semaphore,
+    options: Options,
+}
+
+/// A server, as far as the client knows.
+struct Server {
+    endpoint: Endpoint,
+    connector: Option<Arc<dyn Connector>>,
+    idle: Mutex<Vec<Connection>>,
+}
+
+/// Why a server gave no answer that counts.
+struct Failed {
+    error: Error,
+    /// Whether another server may be asked.
+    elsewhere: bool,
+    /// Whether the request may have been carried out all the same.
+    perhaps_done: bool,
+}
+
+impl Failed {
+    /// The request did not reach the server.
+    fn unsent(error: Error) -> Self {
+        Failed { error, elsewhere: true, perhaps_done: false }
+    }
+
+    /// The request was sent, and the answer did not come.
+    fn lost(error: Error, call: &Call) -> Self {
+        Failed { error, elsewhere: call.is_repeatable(), perhaps_done: true }
+    }
+}
+
+impl From<Error> for Failed {
+    /// Another server would say the same.
+    fn from(error: Error) -> Self {
+        Failed { error, elsewhere: false, perhaps_done: false }
+    }
+}
+
+/// An answer that counts.
+enum Reply {
+    Whole(Answer),
+    Streaming(stream::Pieces),
 }
 
 /// What is asked for, as errors name it.
@@ -197,12 +254,20 @@ impl Client {
     /// to run in a tokio runtime with I/O and time enabled.
     pub fn new(endpoint: Endpoint, options: Options) -> Self {
         let turns = Semaphore::new(options.at_once.clamp(1, KEPT));
-        Client { endpoint, options, idle: Mutex::default(), turns }
+        let connector = options.connector.clone();
+        let first = Server { endpoint, connector, idle: Mutex::default() };
+        Client { servers: vec![first], current: AtomicUsize::new(0), turns, options }
     }
 
-    /// Where the server is.
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+    /// One more server, to be asked when those before do not answer; connects in its own way if it is given one.
+    pub fn or(mut self, endpoint: Endpoint, connector: Option<Arc<dyn Connector>>) -> Self {
+        self.servers.push(Server { endpoint, connector, idle: Mutex::default() });
+        self
+    }
+
+    /// Where the servers are.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        self.servers.iter().map(|server| &server.endpoint)
     }
 
     /// All units, in the server's order (by name).
@@ -318,6 +383,33 @@ impl Client {
         self.delete_if_known(format!("join-tokens/{}", escape(id))).await
     }
 
+    /// Makes a user.
+    pub async fn create_user(&self, request: &UserRequest) -> Result<NewUser, Error> {
+        let body = serde_json::to_vec(request).unwrap_or_default();
+        self.get(Call { method: Method::POST, body: Some(body.into()), ..Call::get("users") }).await
+    }
+
+    /// The users that there are, in the server's order (by name).
+    pub async fn users(&self) -> Result<Vec<User>, Error> {
+        self.get(Call::get("users")).await.map(|list: UserList| list.users)
+    }
+
+    /// Gives a user another role; `None` when there is none of this name.
+    pub async fn set_role(&self, name: &str, role: &str) -> Result<Option<User>, Error> {
+        let request = UserRequest { role: role.to_owned(), ..UserRequest::default() };
+        let body = serde_json::to_vec(&request).unwrap_or_default();
+        let call = Call::get(format!("users/{}", escape(name)));
+        match self.get(Call { method: Method::PATCH, body: Some(body.into()), ..call }).await {
+            Err(error) if error.code() == Some(404) && !error.is_unknown_resource() => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// Removes a user; false when there is none of this name.
+    pub async fn delete_user(&self, name: &str) -> Result<bool, Error> {
+        self.delete_if_known(format!("users/{}", escape(name))).await
+    }
+
     /// Deletes what may not be there; an error where the server does not know this kind of thing.
     async fn delete_if_known(&self, path: String) -> Result<bool, Error> {
         match self.call(Call { method: Method::DELETE, ..Call::get(path) }).await {
@@ -431,87 +523,147 @@ impl Client {
 
     /// Makes a request and reads its whole answer.
     async fn call(&self, call: Call) -> Result<Answer, Error> {
-        let target = self.target(&call);
-        let deadline = self.options.request_timeout.max(call.deadline);
-        let late = || target.no_answer(format!("no answer within {} s", deadline.as_secs_f64()));
-        let whole = async {
-            // The semaphore is never closed. Given back when the connection can be used again.
-            let _turn = self.turns.acquire().await;
-            let (response, connection) = self.exchange(&call, &target).await?;
-            let (head, body) = response.into_parts();
-            let limit = if head.status.is_success() { LARGEST_ANSWER } else { LARGEST_ERROR };
-            let body = Limited::new(body, limit).collect().await.map_err(|error| {
-                if error.downcast_ref::<LengthLimitError>().is_some() {
-                    target.malformed(format!("the answer is larger than {} KiB", limit >> 10))
-                } else {
-                    target.no_answer(format!("connection lost: {error}"))
-                }
-            })?;
-            self.keep(connection);
-            Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
-        };
-        let answer = tokio::time::timeout(deadline, whole).await.map_err(|_| late())??;
-        if answer.status.is_success() {
-            return Ok(answer);
+        match self.ask(&call).await? {
+            Reply::Whole(answer) => Ok(answer),
+            Reply::Streaming(_) => Err(self.target(&call).malformed("the answer has no end".to_owned())),
         }
-        Err(Error::of_answer(answer.status.as_u16(), &answer.body, exit_code(&answer.headers)))
     }
 
     /// Makes a request whose answer is read as it comes.
     async fn stream(&self, call: Call) -> Result<stream::Pieces, Error> {
-        let target = self.target(&call);
-        let deadline = self.options.request_timeout.max(call.deadline);
-        let late = |_| target.no_answer(format!("no answer within {} s", deadline.as_secs_f64()));
-        let (response, connection) =
-            tokio::time::timeout(deadline, self.exchange(&call, &target)).await.map_err(late)??;
-        let (head, body) = response.into_parts();
-        if head.status.is_success() {
-            return Ok(stream::Pieces::new(body, target.clone(), exit_code(&head.headers), connection));
+        match self.ask(&call).await? {
+            Reply::Streaming(pieces) => Ok(pieces),
+            Reply::Whole(_) => Err(self.target(&call).malformed("the answer is no stream".to_owned())),
         }
-        let body = tokio::time::timeout(deadline, Limited::new(body, LARGEST_ERROR).collect()).await;
-        let body = body.map_err(late)?.map(|body| body.to_bytes()).unwrap_or_default();
-        Err(Error::of_answer(head.status.as_u16(), &body, exit_code(&head.headers)))
+    }
+
+    /// Asks one server after the other until one gives an answer that counts.
+    async fn ask(&self, call: &Call) -> Result<Reply, Error> {
+        let first = self.current.load(Ordering::Relaxed);
+        let mut perhaps_done = false;
+        let mut reasons = Vec::new();
+        for index in (0..self.servers.len()).map(|step| (first + step) % self.servers.len()) {
+            let server = &self.servers[index];
+            match self.ask_one(server, call, &mut perhaps_done).await {
+                Ok(reply) => {
+                    self.current.store(index, Ordering::Relaxed);
+                    return Ok(reply);
+                }
+                Err(failed) if failed.elsewhere && self.servers.len() > 1 => {
+                    perhaps_done |= failed.perhaps_done;
+                    let reason = failed.error.reason();
+                    self.trace(|| format!("{}: {reason}", server.endpoint));
+                    reasons.push(format!("{}: {reason}", server.endpoint));
+                }
+                // An earlier try has deleted it.
+                Err(failed)
+                    if perhaps_done && call.method == Method::DELETE && failed.error.code() == Some(404) =>
+                {
+                    let (headers, body) = (HeaderMap::new(), Bytes::new());
+                    return Ok(Reply::Whole(Answer { status: StatusCode::NO_CONTENT, headers, body }));
+                }
+                Err(failed) => return Err(failed.error),
+            }
+        }
+        Err(self.target(call).no_answer(format!("no server answers ({})", reasons.join("; "))))
+    }
+
+    async fn ask_one(&self, server: &Server, call: &Call, perhaps_done: &mut bool) -> Result<Reply, Failed> {
+        let target = self.target_at(server, call);
+        let deadline = self.options.request_timeout.max(call.deadline);
+        let whole = async {
+            // The semaphore is never closed. Given back when the connection can be used again.
+            let _turn = if call.streaming { None } else { self.turns.acquire().await.ok() };
+            let (response, connection) = self.exchange(server, call, &target, perhaps_done).await?;
+            let (head, body) = response.into_parts();
+            let success = head.status.is_success();
+            if success && call.streaming {
+                let code = exit_code(&head.headers);
+                return Ok(Reply::Streaming(stream::Pieces::new(body, target.clone(), code, connection)));
+            }
+            let limit = if success { LARGEST_ANSWER } else { LARGEST_ERROR };
+            let body = match Limited::new(body, limit).collect().await {
+                Ok(body) => body.to_bytes(),
+                Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
+                    let reason = format!("the answer is larger than {} KiB", limit >> 10);
+                    return Err(target.malformed(reason).into());
+                }
+                Err(error) => {
+                    return Err(Failed::lost(target.no_answer(format!("connection lost: {error}")), call));
+                }
+            };
+            server.keep(connection);
+            if success {
+                return Ok(Reply::Whole(Answer { status: head.status, headers: head.headers, body }));
+            }
+            let error = Error::of_answer(head.status.as_u16(), &body, exit_code(&head.headers));
+            let no_server = head.headers.get(ROLE).is_some_and(|role| role == "agent");
+            Err(if no_server { Failed::unsent(error) } else { error.into() })
+        };
+        match tokio::time::timeout(deadline, whole).await {
+            Ok(reply) => reply,
+            Err(_) => {
+                let late = format!("no answer within {} s", deadline.as_secs_f64());
+                Err(Failed::lost(target.no_answer(late), call))
+            }
+        }
     }
 
     /// Sends a request on a kept connection, or a new one, and waits for the head of the answer.
     async fn exchange(
         &self,
+        server: &Server,
         call: &Call,
         target: &Target,
-    ) -> Result<(http::Response<Incoming>, Connection), Error> {
+        perhaps_done: &mut bool,
+    ) -> Result<(http::Response<Incoming>, Connection), Failed> {
         self.trace(|| format!("HTTP {} {}", call.method, target.url));
-        let mut kept = self.kept();
+        let mut kept = server.kept();
         loop {
             let reused = kept.is_some();
             let mut connection = match kept.take() {
                 Some(connection) => connection,
                 None => Connection::open(
-                    &self.endpoint,
-                    self.options.connector.as_deref(),
+                    &server.endpoint,
+                    server.connector.as_deref(),
+                    self.options.tls.as_ref(),
                     self.options.connect_timeout,
                 )
                 .await
-                .map_err(|reason| target.no_answer(reason))?,
+                .map_err(|reason| Failed::unsent(target.no_answer(reason)))?,
             };
-            match connection.send(self.request(call, target)?).await {
+            match connection.send(self.request(&server.endpoint, call, target)?).await {
                 Ok(response) => {
                     self.trace(|| format!("HTTP {} {} {}", call.method, target.url, response.status()));
                     return Ok((response, connection));
                 }
                 // The server may have closed the kept connection just now. What can be done twice
                 // with the same result is tried once more.
-                Err(lost) if reused && (lost.unsent || call.method.is_idempotent()) => {}
-                Err(Lost { reason, .. }) => return Err(target.no_answer(reason)),
+                Err(lost) if reused && (lost.unsent || call.is_repeatable()) => {
+                    *perhaps_done |= !lost.unsent;
+                }
+                Err(Lost { reason, unsent: true }) => return Err(Failed::unsent(target.no_answer(reason))),
+                Err(Lost { reason, .. }) => return Err(Failed::lost(target.no_answer(reason), call)),
             }
         }
     }
 
-    fn request(&self, call: &Call, target: &Target) -> Result<http::Request<Full<Bytes>>, Error> {
+    fn request(
+        &self,
+        endpoint: &Endpoint,
+        call: &Call,
+        target: &Target,
+    ) -> Result<http::Request<Full<Bytes>>, Error> {
         let mut builder = http::Request::builder()
             .method(call.method.clone())
-            .uri(format!("{}{}", self.endpoint.base(), call.path_and_query()))
-            .header(header::HOST, self.endpoint.host_header())
+            .uri(format!("{}{}", endpoint.base(), call.path_and_query()))
+            .header(header::HOST, endpoint.host_header())
             .header(header::USER_AGENT, concat!("fleet-client/", env!("CARGO_PKG_VERSION")));
+        if endpoint.is_secure()
+            && let Some(authorization) = self.options.tls.as_ref().and_then(Tls::authorization)
+        {
+            builder = builder.header(header::AUTHORIZATION, authorization);
+        }
         if call.body.is_some() {
             builder = builder.header(header::CONTENT_TYPE, "application/json");
         }
@@ -524,7 +676,17 @@ impl Client {
     }
 
     /// What is asked for, as errors name it: with the `alt=json` that the original sent.
+    /// Of several servers none is named: the reason names them all.
     fn target(&self, call: &Call) -> Target {
+        let mut target = self.target_at(&self.servers[0], call);
+        if self.servers.len() > 1 {
+            let path = target.url.find(ROOT).unwrap_or_default();
+            target.url.drain(..path);
+        }
+        target
+    }
+
+    fn target_at(&self, server: &Server, call: &Call) -> Target {
         let method = match call.method {
             Method::GET => "Get",
             Method::PUT => "Put",
@@ -534,10 +696,18 @@ impl Client {
         };
         let path = call.path_and_query();
         let separator = if path.contains('?') { '&' } else { '?' };
-        let url = self.endpoint.url_of(&path);
+        let url = server.endpoint.url_of(&path);
         Target { method, url: if call.streaming { url } else { format!("{url}{separator}alt=json") } }
     }
 
+    fn trace(&self, line: impl Fn() -> String) {
+        if let Some(trace) = &self.options.trace {
+            trace(&line());
+        }
+    }
+}
+
+impl Server {
     fn kept(&self) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         std::iter::from_fn(|| idle.pop()).find(Connection::is_open)
@@ -549,15 +719,14 @@ impl Client {
             idle.push(connection);
         }
     }
-
-    fn trace(&self, line: impl Fn() -> String) {
-        if let Some(trace) = &self.options.trace {
-            trace(&line());
-        }
-    }
 }
 
 impl Call {
+    /// Whether it may be carried out twice.
+    fn is_repeatable(&self) -> bool {
+        self.method != Method::POST
+    }
+
     fn get(path: impl Into<String>) -> Self {
         Call {
             method: Method::GET,

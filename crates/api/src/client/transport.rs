@@ -1,5 +1,5 @@
 //! Connections to a server: dialing, the HTTP/1 handshake, and those kept open for the next request.
-use super::Endpoint;
+use super::{Endpoint, Tls};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -46,12 +46,24 @@ impl Connection {
     pub(super) async fn open(
         endpoint: &Endpoint,
         connector: Option<&dyn Connector>,
+        tls: Option<&Tls>,
         patience: Duration,
     ) -> Result<Self, String> {
-        let stream = match connector {
+        let mut stream = match connector {
             Some(connector) => connector.connect().await?,
             None => dial(endpoint, patience).await?,
         };
+        if let Endpoint::Http { secure: true, host, .. } = endpoint {
+            let tls = tls.ok_or_else(|| super::CredentialsError::Nobody.to_string())?;
+            // Through a connector that needs a password it may take as long as the request itself.
+            let begun = tls.begin(host, stream);
+            stream = match connector {
+                Some(_) => begun.await?,
+                None => tokio::time::timeout(patience, begun)
+                    .await
+                    .map_err(|_| "tls: no answer to the handshake".to_owned())??,
+            };
+        }
         let (sender, connection) =
             http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(|e| why(&e))?;
         // An error of the connection reaches the request that is under way; nothing to add here.
@@ -135,6 +147,9 @@ fn why(error: &hyper::Error) -> String {
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
         if let Some(io) = inner.downcast_ref::<io::Error>() {
+            if io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+                return format!("tls: {}", fleet_trust::explain(io));
+            }
             return words(io);
         }
         source = inner.source();
