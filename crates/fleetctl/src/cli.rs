@@ -47,7 +47,8 @@ pub(crate) enum Format {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = GLOBAL)]
 pub(crate) struct Globals {
-    /// Where fleetd answers: unix:///PATH or http://HOST:PORT
+    /// Where fleetd answers: unix:///PATH, https://HOST:PORT or http://HOST:PORT; several, separated by commas, are
+    /// tried in order
     #[arg(long, global = true, value_name = "URL", default_value = "unix:///var/run/fleet.sock")]
     pub(crate) endpoint: String,
     /// Reach the endpoint through ssh to this host
@@ -80,15 +81,18 @@ pub(crate) struct Globals {
     /// Where ssh keeps the keys of hosts
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_KNOWN_HOSTS, hide_short_help = true)]
     pub(crate) known_hosts_file: String,
-    /// Authority that has signed the server's certificate (for https, which is not supported yet)
+    /// Authority that has signed the server's certificate, for https; a user token names its own
     #[arg(long, global = true, value_name = "FILE", alias = "etcd-cafile", hide_short_help = true)]
     pub(crate) ca_file: Option<PathBuf>,
-    /// Certificate to show to the server (for https, which is not supported yet)
+    /// User's certificate, for https (user create --cert makes one)
     #[arg(long, global = true, value_name = "FILE", alias = "etcd-certfile", hide_short_help = true)]
     pub(crate) cert_file: Option<PathBuf>,
     /// Key of that certificate
     #[arg(long, global = true, value_name = "FILE", alias = "etcd-keyfile", hide_short_help = true)]
     pub(crate) key_file: Option<PathBuf>,
+    /// File with a user token, for https (user create prints one); FLEETCTL_TOKEN can hold the token itself
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub(crate) token_file: Option<PathBuf>,
     /// Say on stderr what is asked of the server
     #[arg(long, global = true, hide_short_help = true)]
     pub(crate) debug: bool,
@@ -164,6 +168,9 @@ pub(crate) enum Command {
     /// List machines, edit their metadata, drain them, remove them from the cluster
     #[command(subcommand)]
     Machine(Machine),
+    /// Make, list, change and remove the users who may use the API over https
+    #[command(subcommand)]
+    User(User),
     /// Deprecated: signed units are no longer supported
     #[command(hide = true)]
     Verify(Ignored),
@@ -195,7 +202,7 @@ pub(crate) enum Command {
 }
 
 /// Commands that the original does not have. Its own keep the short forms they have always had.
-pub(crate) const ADDED: [&str; 5] = ["completion", "explain", "join-token", "machine", "man"];
+pub(crate) const ADDED: [&str; 6] = ["completion", "explain", "join-token", "machine", "man", "user"];
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum JoinToken {
@@ -304,6 +311,79 @@ pub(crate) struct EditMetadata {
     /// The machine, by the beginning of its ID; then KEY=VALUE to set, KEY- to remove
     #[arg(value_name = "ARGUMENT")]
     pub(crate) words: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum User {
+    /// Make a user and print the user's token
+    #[command(long_about = "Make a user and print the user's token.\n\n\
+        With the token (--token-file, FLEETCTL_TOKEN) fleetctl reaches a server's listen= port over https from anywhere. The token is a \
+        secret, and shown only now. It names the cluster, so that nothing else is needed. With --cert a certificate is \
+        made, too: its key is made here and stays here.\n\n\
+        A viewer reads everything but secrets; an operator also changes units and what is said of machines; an admin also \
+        says who belongs to the cluster: machines, join tokens, users.")]
+    Create(CreateUser),
+    /// List the users that there are, without their tokens
+    List(ListUsers),
+    /// Give a user another role, from the next request on
+    Role {
+        /// The user
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// What the user may do from now on
+        #[arg(value_name = "ROLE")]
+        role: Role,
+    },
+    /// Remove users: their tokens and certificates are worth nothing at once
+    Remove {
+        /// The users
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+/// What a user may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    /// Reads everything but secrets
+    Viewer,
+    /// Also changes units and what is said of machines
+    Operator,
+    /// Also says who belongs to the cluster
+    Admin,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Role::Viewer => "viewer",
+            Role::Operator => "operator",
+            Role::Admin => "admin",
+        })
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CreateUser {
+    /// The user: 1 to 64 letters, digits, '.', '_' and '-'
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// What the user may do
+    #[arg(long, value_name = "ROLE")]
+    pub(crate) role: Role,
+    /// How long the user has access, such as 24h [default: 8760h, a year]
+    #[arg(long, value_name = "DURATION", value_parser = ttl)]
+    pub(crate) ttl: Option<String>,
+    /// Make a certificate, too, and write key.pem, cert.pem and ca.pem into this directory
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) cert: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ListUsers {
+    /// Do not print the line with the names of the columns
+    #[arg(long)]
+    pub(crate) no_legend: bool,
 }
 
 /// Arguments that the original ignores, and so do we.

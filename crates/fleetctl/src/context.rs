@@ -2,11 +2,14 @@
 use crate::cli::{Format, Globals};
 use crate::ssh;
 use anyhow::Result;
-use fleet_api::client::{Client, Endpoint, Error, Options};
+use fleet_api::client::{
+    Client, Connector, Credentials, CredentialsError, Endpoint, EndpointError, Error, Options, Tls,
+};
 use fleet_api::types::{Machine, Unit};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The exit code of a command line that makes no sense. (The original's was mostly 0.)
@@ -41,15 +44,13 @@ impl Context {
             }
             other => return Err(format!("unrecognized driver {other:?}")),
         }
-        for file in [&globals.ca_file, &globals.cert_file, &globals.key_file].into_iter().flatten() {
+        let files = [&globals.ca_file, &globals.cert_file, &globals.key_file, &globals.token_file];
+        for file in files.into_iter().flatten() {
             std::fs::File::open(file).map_err(|e| format!("open {}: {}", file.display(), words(&e)))?;
         }
-        let mut endpoints = globals.endpoint.split(',');
-        let first = endpoints.next().unwrap_or_default();
-        if endpoints.next().is_some() {
-            eprintln!("WARNING: multiple endpoints provided but only the first ({first}) is used");
-        }
-        let endpoint = Endpoint::parse(first).map_err(|error| error.to_string())?;
+        let endpoints: Result<Vec<Endpoint>, _> =
+            globals.endpoint.split(',').map(|text| Endpoint::parse(text.trim())).collect();
+        let endpoints = endpoints.map_err(|error| error.to_string())?;
         let mut options = Options {
             request_timeout: globals.request_timeout,
             connect_timeout: globals.request_timeout,
@@ -62,10 +63,16 @@ impl Context {
             // The first answer waits for ssh to log in.
             options.request_timeout += globals.ssh_timeout;
             options.at_once = ssh::AT_ONCE;
-            options.connector = Some(Arc::new(ssh::Tunnel::new(&globals, &endpoint)?));
+        } else if endpoints.len() > 1 {
+            // One that swallows packets must not use up the patience for the others.
+            options.connect_timeout /= 2;
         }
+        if endpoints.iter().any(Endpoint::is_secure) {
+            options.tls = Some(tls(&globals)?);
+        }
+        let client = client(&globals, endpoints, options)?;
         Ok(Context {
-            client: Arc::new(Client::new(endpoint, options)),
+            client: Arc::new(client),
             globals,
             machines: Mutex::default(),
             unknown: Mutex::default(),
@@ -170,7 +177,12 @@ impl Context {
             eprintln!("Is fleetd running on {}, and fleetctl installed there?", self.globals.tunnel);
             return;
         }
-        match self.client.endpoint() {
+        let mut endpoints = self.client.endpoints();
+        let (Some(endpoint), None) = (endpoints.next(), endpoints.next()) else {
+            eprintln!("Is fleetd running at one of the endpoints (--endpoint), and do they lead to servers?");
+            return;
+        };
+        match endpoint {
             Endpoint::Unix { path } if error.to_string().contains("permission denied") => {
                 eprintln!("Only root and the group fleet may use {}.", path.display());
             }
@@ -178,11 +190,59 @@ impl Context {
                 "Is fleetd running here (systemctl status fleetd)? It listens on {}; --endpoint names another place.",
                 path.display()
             ),
+            Endpoint::Http { secure: true, .. } => {
+                eprintln!("Is fleetd running there as a server, with listen= set (port 4919)?");
+            }
             Endpoint::Http { .. } | Endpoint::Other { .. } => {
                 eprintln!("Is fleetd running there, and does it listen on this address (--endpoint)?");
             }
         }
     }
+}
+
+/// The client of all endpoints, each through a tunnel of its own if one is asked for.
+fn client(globals: &Globals, endpoints: Vec<Endpoint>, mut options: Options) -> Result<Client, String> {
+    let mut connectors = Vec::new();
+    for endpoint in &endpoints {
+        let tunnel: Option<Arc<dyn Connector>> = match globals.tunnel.as_str() {
+            "" => None,
+            _ => Some(Arc::new(ssh::Tunnel::new(globals, endpoint)?)),
+        };
+        connectors.push(tunnel);
+    }
+    let mut all = endpoints.into_iter().zip(connectors);
+    let (first, connector) = all.next().ok_or_else(|| EndpointError::NoScheme.to_string())?;
+    options.connector = connector;
+    Ok(all.fold(Client::new(first, options), |client, (endpoint, connector)| client.or(endpoint, connector)))
+}
+
+/// The variable that may hold a user token; no flag does, since others can read command lines.
+const TOKEN: &str = "FLEETCTL_TOKEN";
+
+/// What https needs.
+fn tls(globals: &Globals) -> Result<Tls, String> {
+    let read = |file: &Option<PathBuf>| {
+        let text = file.as_ref().map(|file| {
+            std::fs::read_to_string(file).map_err(|e| format!("read {}: {}", file.display(), words(&e)))
+        });
+        text.transpose()
+    };
+    let token = match read(&globals.token_file)? {
+        Some(token) => Some(token),
+        None => std::env::var(TOKEN).ok().filter(|token| !token.is_empty()),
+    };
+    let (ca, certificate, key) =
+        (read(&globals.ca_file)?, read(&globals.cert_file)?, read(&globals.key_file)?);
+    let certificate = match (&certificate, &key) {
+        (Some(certificate), Some(key)) => Some((certificate.as_str(), key.as_str())),
+        (None, None) => None,
+        _ => return Err("--cert-file and --key-file belong together".to_owned()),
+    };
+    let credentials = Credentials { ca: ca.as_deref(), token: token.as_deref(), certificate };
+    Tls::new(credentials).map_err(|error| match error {
+        CredentialsError::Nobody => format!("{error} (--token-file, {TOKEN}, or --ca-file)"),
+        other => other.to_string(),
+    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

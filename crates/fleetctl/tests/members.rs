@@ -68,6 +68,26 @@ fn cluster() -> (Server, Arc<Mutex<Vec<String>>>) {
                 if members.len() < before { (204, Value::Null) } else { missing("machine is no member") }
             }
             ("PATCH", None) if path == "machines" => (204, Value::Null),
+            ("GET", None) if path == "users" => {
+                let ann = json!({"name": "ann", "role": "viewer", "created": 1_795_200_000, "expires": 1_795_300_000});
+                (200, json!({"users": [ann]}))
+            }
+            ("POST", None) if path == "users" => {
+                let asked: Value = serde_json::from_str(body).unwrap();
+                let certificate = if asked["request"].is_null() { "" } else { "a certificate\n" };
+                let made = json!({"ca": "a CA\n", "certificate": certificate, "name": asked["name"],
+                    "role": asked["role"], "token": "fleetuser1-secret", "expires": 1_795_300_000});
+                if asked["name"] == "bob" {
+                    (409, json!({"error": {"code": 409, "message": "user bob exists already"}}))
+                } else {
+                    (201, made)
+                }
+            }
+            ("PATCH", Some(("users", "ann"))) => {
+                (200, json!({"name": "ann", "role": "operator", "created": 1, "expires": 2}))
+            }
+            ("DELETE", Some(("users", "ann"))) => (204, Value::Null),
+            (_, Some(("users", _))) => missing("user does not exist"),
             other => panic!("{other:?}"),
         }
     });
@@ -124,6 +144,113 @@ fn join_tokens() {
         server.fleetctl(&["join-token", "revoke"]),
         (String::new(), "No join tokens given\n".into(), 2)
     );
+}
+
+#[test]
+fn users() {
+    let (server, changes) = cluster();
+    assert_eq!(good(&server, &["user", "create", "ann", "--role", "viewer"]), "fleetuser1-secret\n");
+    assert_eq!(
+        good(&server, &["user", "create", "--ttl=24h", "ann", "--role=admin", "--cert", "a/ann"]),
+        "fleetuser1-secret\n"
+    );
+    let asked = taken(&changes);
+    assert_eq!(asked[0], r#"POST users {"name":"ann","role":"viewer"}"#);
+    let asked: Value = serde_json::from_str(asked[1].trim_start_matches("POST users ")).unwrap();
+    assert!(asked["request"].as_str().unwrap().starts_with("-----BEGIN CERTIFICATE REQUEST-----"));
+    assert_eq!((&asked["role"], &asked["ttl"]), (&json!("admin"), &json!("24h")));
+    let read = |name: &str| std::fs::read_to_string(server.directory().join("a/ann").join(name)).unwrap();
+    assert_eq!((read("cert.pem").as_str(), read("ca.pem").as_str()), ("a certificate\n", "a CA\n"));
+    let key = read("key.pem");
+    assert!(key.starts_with("-----BEGIN PRIVATE KEY-----") && !asked.to_string().contains(&key[30..60]));
+    // A key that is there is not replaced, and nobody is asked.
+    let (out, err, code) = server.fleetctl(&["user", "create", "ann", "--role=admin", "--cert", "a/ann"]);
+    assert_eq!((out.as_str(), code), ("", 1));
+    assert_eq!(err, "Error creating user ann: write a/ann/key.pem: file exists\n");
+    assert!(taken(&changes).is_empty());
+    // Where no user was made no key is left.
+    let (out, err, code) = server.fleetctl(&["user", "create", "bob", "--role=admin", "--cert", "bob"]);
+    assert_eq!((out.as_str(), code), ("", 1));
+    assert_eq!(err, "Error creating user bob: googleapi: Error 409: user bob exists already\n");
+    assert!(!server.directory().join("bob/key.pem").exists());
+    taken(&changes);
+    for wrong in
+        [&["ann"][..], &["ann", "--role", "king"], &["--role", "viewer"], &["a", "--role=viewer", "--ttl=0s"]]
+    {
+        let (out, _, code) = server.fleetctl(&[&["user", "create"], wrong].concat());
+        assert_eq!((out.as_str(), code), ("", 2), "{wrong:?}");
+    }
+    let list = good(&server, &["user", "list"]);
+    let cells: Vec<Vec<&str>> =
+        list.lines().map(|line| line.split('\t').filter(|cell| !cell.is_empty()).collect()).collect();
+    assert_eq!(cells[0], ["NAME", "ROLE", "CREATED", "EXPIRES", "CERTIFICATE"]);
+    assert_eq!(cells[1][..3], ["ann", "viewer", "2026-11-20 18:40 UTC"]);
+    assert_eq!(good(&server, &["user", "role", "ann", "operator"]), "User ann is operator now\n");
+    assert_eq!(
+        server.fleetctl(&["user", "role", "cid", "viewer"]),
+        (String::new(), "User cid does not exist.\n".into(), 1)
+    );
+    assert_eq!(
+        server.fleetctl(&["user", "remove", "cid", "ann"]),
+        ("Removed user ann\n".into(), "User cid does not exist.\n".into(), 1)
+    );
+    assert_eq!(
+        taken(&changes),
+        [
+            r#"PATCH users/ann {"role":"operator"}"#,
+            r#"PATCH users/cid {"role":"viewer"}"#,
+            "DELETE users/cid ",
+            "DELETE users/ann "
+        ]
+        .map(str::to_owned)
+    );
+    assert_eq!(server.fleetctl(&["user", "remove"]), (String::new(), "No users given\n".into(), 2));
+}
+
+/// What a command line says that has no way to the server.
+#[test]
+fn https_needs_to_know_whom_to_trust() {
+    let (server, _) = cluster();
+    let says = |arguments: &[&str]| {
+        let (out, err, code) =
+            server.fleetctl(&[&["--endpoint=https://127.0.0.1:1", "list-machines"], arguments].concat());
+        assert_eq!((out.as_str(), code), ("", 1), "{arguments:?}");
+        err
+    };
+    assert_eq!(
+        says(&[]),
+        "Unable to initialize client: https needs to know whom to trust: a user token or the file of a CA \
+         (--token-file, FLEETCTL_TOKEN, or --ca-file)\n"
+    );
+    std::fs::write(server.directory().join("no-token"), "fleet1-secretsecretsecret\n").unwrap();
+    assert_eq!(
+        says(&["--token-file=no-token"]),
+        "Unable to initialize client: not a user token: those begin with \"fleetuser1-\" (fleetctl user create makes one)\n"
+    );
+    assert_eq!(
+        says(&["--token-file=none"]),
+        "Unable to initialize client: open none: no such file or directory\n"
+    );
+    assert_eq!(
+        says(&["--cert-file=no-token"]),
+        "Unable to initialize client: --cert-file and --key-file belong together\n"
+    );
+    assert!(says(&["--ca-file=no-token"]).contains("the file of the CA has no certificate that can be used"));
+}
+
+/// The first of several endpoints is dead, the second not.
+#[test]
+fn several_endpoints() {
+    let (server, _) = cluster();
+    let socket = format!("unix://{}", server.directory().join("fleet.sock").display());
+    let endpoints = format!("--endpoint=http://127.0.0.1:1, {socket}");
+    assert!(good(&server, &[&endpoints, "list-machines"]).contains("172.30.7.11"));
+    let (out, err, code) =
+        server.fleetctl(&["--endpoint=http://127.0.0.1:1,unix:///none.sock", "list-machines"]);
+    assert_eq!((out.as_str(), code), ("", 1));
+    assert!(err.contains("http://127.0.0.1:1: dial tcp 127.0.0.1:1: connect: connection refused; "), "{err}");
+    assert!(err.contains("unix:///none.sock: dial unix /none.sock: connect: no such file"), "{err}");
+    assert_eq!(server.fleetctl(&["--endpoint=http://127.0.0.1:1,", "list-machines"]).2, 1);
 }
 
 #[test]
@@ -269,6 +396,7 @@ fn an_old_server_cannot() {
         (&["join-token", "create"][..], "Error creating join token: this server knows no join tokens; "),
         (&["join-token", "list"], "Error retrieving list of join tokens: this server knows no "),
         (&["join-token", "revoke", "a"], "Error revoking join token a: this server knows no join tokens; "),
+        (&["user", "list"], "Error retrieving list of users: this server knows no users; "),
         (&["machine", "remove", "4"], "Error removing machine 4a1e0c2f.../172.30.7.11: this server cannot"),
     ] {
         let (out, err, code) = server.fleetctl(arguments);

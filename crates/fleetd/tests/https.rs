@@ -89,6 +89,8 @@ impl Rig {
             machine: MachineId::parse(MACHINE).unwrap(),
             agent_ttl: Duration::from_secs(30),
             disable_engine: true,
+            shared_registry: false,
+            address: None,
         };
         let server = Server::new(store, config, cancel.clone());
         let mut tasks = JoinSet::new();

@@ -11,3 +11,4 @@ mod report;
 pub(crate) mod show;
 pub(crate) mod status;
 pub(crate) mod take;
+pub(crate) mod user;
