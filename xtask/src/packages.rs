@@ -14,6 +14,7 @@ use crate::steps::{output, run};
 /// For hosts and what runs in them.
 const PACKAGES: &[&str] = &[
     "busybox-static",
+    "curl",
     "dbus",
     "docker-registry",
     "docker.io",

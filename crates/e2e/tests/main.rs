@@ -18,6 +18,7 @@ mod sessions;
 mod tunnel;
 mod tutorial;
 mod unprivileged;
+mod users;
 
 /// A service that runs until it is stopped.
 pub(crate) const SLEEP: &str = "[Service]\nExecStart=/bin/sleep infinity\n";
