@@ -229,7 +229,7 @@ fn the_next_endpoint_serves_when_one_dies() -> Result<()> {
     other.write("/root/gate.service", gate)?;
     let line =
         format!("exec fleetctl --endpoint {both} --token-file /root/ops.token start /root/gate.service");
-    let mut start = other.command(["sh", "-c", &line.replace("SERVER", fleet.host().ip())]).start()?;
+    let start = other.command(["sh", "-c", &line.replace("SERVER", fleet.host().ip())]).start()?;
     until(
         "it is on its way",
         || Ok(fleet.state("gate.service")?.as_deref() == Some("activating start-pre")),

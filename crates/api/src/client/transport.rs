@@ -21,11 +21,15 @@ pub trait Connector: Send + Sync {
     fn connect(&self) -> Connecting<'_>;
 }
 
+/// How long a broken connection has to say what it broke of.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// An open connection.
 pub(super) struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// Moves the bytes; ends with the connection or with this value, whichever is first.
-    driver: tokio::task::JoinHandle<()>,
+    /// Moves the bytes; ends with the connection or with this value, whichever is first. Tells what the connection
+    /// broke of.
+    driver: tokio::task::JoinHandle<Option<String>>,
 }
 
 impl Drop for Connection {
@@ -66,10 +70,7 @@ impl Connection {
         }
         let (sender, connection) =
             http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(|e| why(&e))?;
-        // An error of the connection reaches the request that is under way; nothing to add here.
-        let driver = tokio::spawn(async move {
-            let _ = connection.await;
-        });
+        let driver = tokio::spawn(async move { connection.await.err().map(|error| why(&error)) });
         Ok(Connection { sender, driver })
     }
 
@@ -84,12 +85,24 @@ impl Connection {
         request: http::Request<Full<Bytes>>,
     ) -> Result<http::Response<Incoming>, Lost> {
         if let Err(error) = self.sender.ready().await {
-            return Err(Lost { reason: why(&error), unsent: true });
+            return Err(Lost { reason: self.broke_of(&error).await, unsent: true });
         }
-        self.sender
-            .send_request(request)
-            .await
-            .map_err(|error| Lost { reason: why(&error), unsent: error.is_canceled() })
+        match self.sender.send_request(request).await {
+            Ok(response) => Ok(response),
+            Err(error) => Err(Lost { unsent: error.is_canceled(), reason: self.broke_of(&error).await }),
+        }
+    }
+
+    /// What a request failed of. One that finds the connection broken is told only that; what it broke of, such as
+    /// a server that does not take our certificate, its driver knows.
+    async fn broke_of(&mut self, error: &hyper::Error) -> String {
+        if !error.is_canceled() {
+            return why(error);
+        }
+        match tokio::time::timeout(LAST_WORDS, &mut self.driver).await {
+            Ok(Ok(Some(reason))) => reason,
+            _ => why(error),
+        }
     }
 }
 
