@@ -376,7 +376,26 @@ fn attacks_are_refused_and_harm_nobody() -> Result<()> {
     target.raw(async |stream| endless(stream, &record).await)?;
     target.runtime.block_on(async {
         let root = member.root();
-        ensure!(rogue::tls(&address, root, None, "http/1.1").await.is_err(), "HTTP/1.1 was taken");
+        ensure!(rogue::tls(&address, root, None, "spdy/3").await.is_err(), "SPDY was taken");
+        // The API, where nobody gets anything without showing who they are.
+        for path in ["/fleet/v1/units", "/fleet/v1/discovery", "/", "/fleet/v1/nonsuch"] {
+            let mut stream = rogue::tls(&address, root, None, "http/1.1").await?;
+            let request = format!("DELETE {path} HTTP/1.1\r\nHost: fleet\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            ensure!(answer.starts_with("HTTP/1.1 401 "), "{path}: {answer}");
+        }
+        endless(rogue::tls(&address, root, None, "http/1.1").await?, &noise(8, 4096)).await?;
+        // A header, and a body, that never end.
+        let mut stream = rogue::tls(&address, root, None, "http/1.1").await?;
+        stream.write_all(b"PUT /fleet/v1/units/a.service HTTP/1.1\r\nHost: fleet\r\nX: ").await?;
+        endless(stream, &[b'x'; 4096]).await?;
+        let mut stream = rogue::tls(&address, root, None, "http/1.1").await?;
+        let head =
+            "PUT /fleet/v1/units/a.service HTTP/1.1\r\nHost: fleet\r\nContent-Length: 99999999999\r\n\r\n";
+        stream.write_all(head.as_bytes()).await?;
+        endless(stream, &[b'x'; 4096]).await?;
         endless(rogue::tls(&address, root, None, "h2").await?, &noise(7, 4096)).await?;
         // The beginning of HTTP/2, and then a header that never ends.
         let mut stream = rogue::tls(&address, root, None, "h2").await?;
@@ -433,12 +452,13 @@ fn attacks_are_refused_and_harm_nobody() -> Result<()> {
         &format!("machine {} is not in this cluster (any more)", machine(0xe2)),
         &format!("it says to be machine {}", target.fleet.cluster.host(1).machine_id()),
         "sent a wrong message: ",
-        "token: the ID of a join token",
+        "token: the ID of a token",
         "secret: of a wrong length",
         "machine: ",
         "request: unusable signing request",
         "it does not speak TLS; is it http where https is due?",
-        "it does not speak HTTP/2",
+        "it does not speak the protocol that is due here",
+        "it shows neither a user token nor a certificate to the API",
         "it does not speak HTTP/2 as it should",
         "too many connections that are no session",
         "it did not finish the TLS handshake in time",
