@@ -6,7 +6,7 @@ use fleet_api::client::{
     Tls,
 };
 use fleet_api::types::{JoinTokenRequest, MetadataOp, NewUser, Unit, UnitOption, UserRequest};
-use fleet_cluster::model::MachineId;
+use fleet_cluster::{engine::Policy, model::MachineId};
 use fleet_link::ca::{Authority, MachineKey};
 use fleet_link::serve::{Guests, Limits, Options as PortOptions, serve};
 use fleet_registry::EmbeddedStore;
@@ -91,6 +91,7 @@ impl Rig {
             disable_engine: true,
             shared_registry: false,
             address: None,
+            policy: Policy::for_ttl(Duration::from_secs(30)),
         };
         let server = Server::new(store, config, cancel.clone());
         let mut tasks = JoinSet::new();
