@@ -248,11 +248,12 @@ fn attacks_are_refused_and_harm_nobody() -> Result<()> {
         // No certificate, but a session.
         let mut nobody = Rogue::connect(&address, root, None).await?;
         nobody.misuse("Session", rogue::hello(machine(0xe1).as_str())).await?;
-        // That of a machine which was removed, and which comes again and again.
+        // That of a machine which was removed, and which comes again and again: a session only tells it to let go of its units.
         for _ in 0..3 {
-            let mut removed = Rogue::connect(&address, root, Some(&removed)).await?;
-            removed.misuse("Session", rogue::hello(machine(0xe2).as_str())).await?;
-            removed.misuse("Renew", rogue::framed(&[])).await?;
+            let mut rogue = Rogue::connect(&address, root, Some(&removed)).await?;
+            rogue.misuse("Renew", rogue::framed(&[])).await?;
+            let mut rogue = Rogue::connect(&address, root, Some(&removed)).await?;
+            rogue.misuse("Session", rogue::hello(machine(0xe2).as_str())).await?;
         }
         // That of one machine, and the name of another.
         let victim = MachineId::parse(target.fleet.cluster.host(1).machine_id())?;

@@ -96,7 +96,7 @@ impl Connection {
     /// What a request failed of. One that finds the connection broken is told only that; what it broke of, such as
     /// a server that does not take our certificate, its driver knows.
     async fn broke_of(&mut self, error: &hyper::Error) -> String {
-        if !error.is_canceled() {
+        if !error.is_canceled() || std::error::Error::source(error).is_some() {
             return why(error);
         }
         match tokio::time::timeout(LAST_WORDS, &mut self.driver).await {
@@ -154,9 +154,7 @@ pub(super) fn words(error: &io::Error) -> String {
 
 /// What became of a connection.
 fn why(error: &hyper::Error) -> String {
-    if error.is_incomplete_message() || error.is_canceled() {
-        return "EOF".to_owned();
-    }
+    // First of all what lies below: a request that was not begun is cancelled, for a reason.
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
         if let Some(io) = inner.downcast_ref::<io::Error>() {
@@ -166,6 +164,9 @@ fn why(error: &hyper::Error) -> String {
             return words(io);
         }
         source = inner.source();
+    }
+    if error.is_incomplete_message() || error.is_canceled() {
+        return "EOF".to_owned();
     }
     error.to_string()
 }
