@@ -8,8 +8,14 @@ use anyhow::{Context as _, Result};
 use crate::steps::{cargo, metadata, output, root, run as run_command, step};
 
 /// Texts that go along.
-const DOCS: &[&str] =
-    &["LICENSE", "README.md", "CHANGELOG.md", "docs/CONFIGURATION.md", "docs/COMPATIBILITY.md"];
+const DOCS: &[&str] = &[
+    "LICENSE",
+    "README.md",
+    "CHANGELOG.md",
+    "docs/CONFIGURATION.md",
+    "docs/ISOLATION.md",
+    "docs/COMPATIBILITY.md",
+];
 
 pub(crate) fn run() -> Result<()> {
     let metadata = metadata(&["--no-deps"])?;

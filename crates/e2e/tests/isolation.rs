@@ -148,12 +148,23 @@ impl Rig {
         let elsewhere = [self.pids(0)?, self.pids(2)?];
         heal()?;
         self.until_well()?;
-        ensure!([self.pids(0)?, self.pids(2)?] == elsewhere, "the copies elsewhere stay");
+        let after = [self.pids(0)?, self.pids(2)?];
+        ensure!(
+            after == elsewhere,
+            "the copies elsewhere stay: {elsewhere:?}, now {after:?}; {:?}",
+            [0, 2].map(|host| self.isolations(host))
+        );
         for (now, before) in elsewhere.iter().zip([&before[0], &before[2]]) {
             ensure!(now.contains(before), "no unit that was not concerned was touched");
         }
         ensure!(self.pids(host)? == Pids::default(), "nothing is left on the machine that was cut off");
         self.never_twice()
+    }
+
+    /// What a host's fleetd says of its being cut off.
+    fn isolations(&self, host: usize) -> Result<String> {
+        let script = "journalctl -u fleetd.service --no-pager -o short-precise | grep OnIsolation=stop";
+        Ok(self.fleet.cluster.host(host).sh(script)?.stdout)
     }
 
     fn fleetd(&self, host: usize, verb: &str) -> Result<()> {
@@ -175,7 +186,8 @@ impl Pids {
     }
 }
 
-const SHORT: &str = "agent_ttl=\"3s\"";
+/// Half of it is how long a busy machine may hold up renewals.
+const SHORT: &str = "agent_ttl=\"5s\"";
 /// Long enough for fleetd to be restarted within half of it on a busy machine.
 const LONG: &str = "agent_ttl=\"24s\"";
 
