@@ -272,11 +272,26 @@ pub struct Server {
     pub version: String,
 }
 
-/// All servers.
+/// A part of the registry: a member of etcd.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RegistryMember {
+    /// How it is, in words.
+    pub detail: String,
+    /// Where it is reached.
+    pub endpoint: String,
+    /// Whether it can be reached, and works.
+    pub healthy: bool,
+    /// Whether the server that answers uses it.
+    pub in_use: bool,
+}
+
+/// All servers, and the members of their registry; none for a registry that a server has for itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)]
 pub struct ServerList {
+    pub registry: Vec<RegistryMember>,
     pub servers: Vec<Server>,
 }
 

@@ -13,7 +13,7 @@ use std::{
     ffi::OsString,
     fmt,
     io::{ErrorKind, Read},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -497,7 +497,7 @@ impl Options {
     }
 
     fn config(&mut self, file: ConfigFile) -> Result<Config, ConfigError> {
-        let config = Config {
+        let mut config = Config {
             file,
             verbosity: self.verbosity(),
             etcd: self.etcd()?,
@@ -524,6 +524,10 @@ impl Options {
             join_token: self.text("join_token").map(Secret),
             join_token_file: self.read("join_token_file", None, |text| absolute(text).map(Some))?,
         };
+        if !config.etcd.servers.is_empty() && self.setting("listen").is_none() {
+            // Servers of one registry have to reach each other, and agents may come to any of them.
+            config.listen = vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT))];
+        }
         self.check_roles(&config)?;
         if self.read("systemd_user", false, boolean)?
             && let Some(setting) = self.setting("systemd_user")

@@ -1,16 +1,19 @@
 //! Puts the daemon together: configuration, registry, server, agent and API, and takes it down again in order.
 //! Whatever ends fleetd, the machine's units are left as they are.
 
+mod etcd;
+
 use crate::agent::{Agent, Pulse};
 use crate::api::{self, Api, MAX_CONNECTIONS};
 use crate::config::{Command, Config, Flags, OnStop, RegistryCommand, environment};
 use crate::identity::{self, IdentityFiles};
-use crate::server::{Server, ServerConfig};
+use crate::server::{MembershipError, Server, ServerConfig};
 use crate::{address, guard, listen, logging, notify::Notifier};
 use anyhow::{Context, bail};
 use fleet_cluster::{engine::Policy, model::Machine};
-use fleet_link::{AgentEnd, Hello, KeepAlive, ca, dial::Dialer, serve, serve::Guests};
-use fleet_registry::{EmbeddedStore, Store, embedded};
+use fleet_link::dial::{Address, Dialer};
+use fleet_link::{AgentEnd, Hello, KeepAlive, ca, serve, serve::Guests};
+use fleet_registry::{EmbeddedStore, EtcdStore, Store, embedded};
 use fleet_systemd::dbus::{Directories, SystemdHost};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -20,13 +23,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// How long open connections and tasks may take to end when fleetd stops.
 const STOP_DEADLINE: Duration = Duration::from_secs(8);
 /// How long the agent may take when it takes its units along; together with the other deadline less than the service's
 /// TimeoutStopSec=.
 const PURGE_DEADLINE: Duration = Duration::from_secs(75);
+/// How long to wait before asking for the cluster's CA again.
+const AUTHORITY_RETRY: Duration = Duration::from_secs(1);
 /// How long to wait before beginning the session with our own agent again after it broke.
 const SESSION_RETRY: Duration = Duration::from_millis(500);
 
@@ -68,11 +73,6 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
     // First of all, so that a SIGTERM during the start is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("unable to receive signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("unable to receive signals")?;
-    if !config.embedded_registry() {
-        bail!(
-            "etcd_servers is set, but this version of fleetd has only the embedded registry: remove that key"
-        );
-    }
     let id = address::machine_id(Path::new("/etc/machine-id"))?;
     let public_ip = match &config.public_ip {
         Some(ip) => ip.clone(),
@@ -92,9 +92,12 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
         guard: fleet_systemd::guard::PATH.into(),
     };
     // The registry first: who can't have it must not touch the machine.
-    let store = match config.join[..] {
-        [] => Some(EmbeddedStore::open(&config.state_directory)?),
-        _ => None,
+    let registry = if !config.join.is_empty() {
+        Registry::Elsewhere
+    } else if config.embedded_registry() {
+        Registry::Own(EmbeddedStore::open(&config.state_directory)?)
+    } else {
+        Registry::Etcd(etcd::open(&config.etcd, &config.state_directory)?)
     };
     let systemd = SystemdHost::connect(directories)
         .await
@@ -122,9 +125,15 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
     // The file of our own socket goes when this is dropped, after the last connection.
     let (listeners, _socket_file) = sockets.listeners().context("unable to serve the API")?;
     daemon.tasks.spawn(watch_over(notifier.clone(), pulse, daemon.cancel.clone()));
-    let ready = match &store {
-        Some(store) => daemon.be_server(&config, store, listeners, sessions).await?,
-        None => daemon.be_agent(&config, listeners, sessions),
+    let ready = match &registry {
+        Registry::Own(store) => daemon.be_server(&config, store, false, listeners, sessions).await?,
+        Registry::Etcd(store) => {
+            let state_directory = config.state_directory.clone();
+            daemon.tasks.spawn(etcd::remember(store.clone(), state_directory, daemon.cancel.clone()));
+            daemon.tasks.spawn(etcd::tell(store.clone(), daemon.cancel.clone()));
+            daemon.be_server(&config, store, true, listeners, sessions).await?
+        }
+        Registry::Elsewhere => daemon.be_agent(&config, listeners, sessions),
     };
 
     let first = tokio::select! {
@@ -160,10 +169,20 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
 
     notifier.stopping("stopping");
     daemon.end().await;
-    if let Some(store) = store {
+    if let Registry::Own(store) = registry {
         store.close().await;
     }
     outcome
+}
+
+/// Where the registry is.
+enum Registry {
+    /// In a file of this server.
+    Own(EmbeddedStore),
+    /// In etcd, with any number of servers on it.
+    Etcd(EtcdStore),
+    /// With the servers of which this fleetd is an agent.
+    Elsewhere,
 }
 
 /// The tasks of a running daemon, and what they share.
@@ -200,10 +219,11 @@ impl Daemon {
     }
 
     /// The role of a server: registry, engine, API, and a port for other machines' agents.
-    async fn be_server(
+    async fn be_server<S: Store>(
         &mut self,
         config: &Config,
-        store: &EmbeddedStore,
+        store: &S,
+        shared_registry: bool,
         listeners: Vec<listen::Listener>,
         sessions: mpsc::Sender<AgentEnd>,
     ) -> anyhow::Result<Ready> {
@@ -212,8 +232,11 @@ impl Daemon {
             agent_ttl: config.agent_ttl,
             policy: policy(config),
             disable_engine: config.disable_engine,
-            shared_registry: false,
-            address: None,
+            shared_registry,
+            address: config
+                .listen
+                .first()
+                .map(|listen| Address::new(&self.hello.machine.public_ip, listen.port()).to_string()),
         };
         let server = Server::new(store.clone(), server_config, self.cancel.clone());
         server.start(&mut self.tasks);
@@ -246,13 +269,12 @@ impl Daemon {
     }
 
     /// Opens the port for agents and users, and serves each agent in a task of its own.
-    async fn open_port(
+    async fn open_port<S: Store>(
         &mut self,
         config: &Config,
-        server: &Server<EmbeddedStore>,
+        server: &Server<S>,
         users: Guests,
     ) -> anyhow::Result<()> {
-        let authority = Arc::new(server.authority().await?);
         let (send, mut ends) = mpsc::channel(64);
         for address in &config.listen {
             let listener =
@@ -262,10 +284,14 @@ impl Daemon {
                 guests: Some(users.clone()),
                 ..serve::Options::default()
             };
-            info!("Letting agents and users in on {address}; CA {}", authority.root().fingerprint());
-            let (authority, server, send) = (authority.clone(), Arc::new(server.clone()), send.clone());
+            let (address, server, send) = (*address, Arc::new(server.clone()), send.clone());
             let cancel = self.cancel.clone();
             self.tasks.spawn(async move {
+                let authority = tokio::select! {
+                    () = cancel.cancelled() => return Ok(()),
+                    authority = authority(&server) => Arc::new(authority?),
+                };
+                info!("Letting agents and users in on {address}; CA {}", authority.root().fingerprint());
                 Ok(serve::serve(listener, authority, server, options, send, cancel).await?)
             });
         }
@@ -397,6 +423,19 @@ fn own_names(public_ip: &str, listen: IpAddr) -> Vec<String> {
     names.sort_unstable();
     names.dedup();
     names
+}
+
+/// The cluster's CA; waits for the registry, which the log tells about elsewhere.
+async fn authority<S: Store>(server: &Server<S>) -> anyhow::Result<ca::Authority> {
+    loop {
+        match server.authority().await {
+            Err(MembershipError::Store(error)) if error.may_pass() => {
+                debug!("waiting for the cluster's CA: {error}");
+                tokio::time::sleep(AUTHORITY_RETRY).await;
+            }
+            other => return Ok(other?),
+        }
+    }
 }
 
 /// The session between this fleetd's server and its own agent, begun again should it break.

@@ -22,6 +22,22 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// A token is one line.
 const MAX_TOKEN_FILE: u64 = 4096;
 
+/// Writes a file that only its owner can read, in a directory that is made if need be; it is there whole or not at all.
+pub(crate) fn write_file(directory: &Path, name: &str, text: &str) -> Result<()> {
+    let path = directory.join(name);
+    let write = || -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        let new = directory.join(format!(".{name}.new"));
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        fs::File::open(directory)?.sync_all()
+    };
+    write().with_context(|| format!("unable to write {}", path.display()))
+}
+
 /// The files of an identity.
 #[derive(Clone, Debug)]
 pub struct IdentityFiles {
@@ -46,20 +62,8 @@ impl IdentityFiles {
         }
     }
 
-    /// Writes a file that only its owner can read; it is there whole or not at all.
     fn write(&self, name: &str, text: &str) -> Result<()> {
-        let path = self.path(name);
-        let write = || -> io::Result<()> {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-            let new = self.path(&format!(".{name}.new"));
-            let mut file =
-                fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            fs::File::open(&self.directory)?.sync_all()
-        };
-        write().with_context(|| format!("unable to write {}", path.display()))
+        write_file(&self.directory, name, text)
     }
 
     /// The identity, if the machine has joined.

@@ -208,6 +208,14 @@ impl EtcdStore {
 impl Store for EtcdStore {
     type Watch = EtcdWatch;
 
+    async fn accept(&self) -> Result<(), StoreError> {
+        EtcdStore::accept(self).await.map(drop)
+    }
+
+    async fn health(&self) -> Vec<Health> {
+        EtcdStore::health(self).await.iter().map(EndpointHealth::summary).collect()
+    }
+
     async fn range(&self, prefix: &str) -> Result<Snapshot, StoreError> {
         for _ in 0..LISTINGS {
             match self.list(prefix).await {

@@ -16,5 +16,5 @@ pub mod store;
 pub use embedded::EmbeddedStore;
 pub use etcd::{EtcdConfig, EtcdStore};
 pub use store::{
-    Compare, Conflict, Entry, Event, LeaseId, Op, Snapshot, Store, StoreError, Txn, Watch, WatchBatch,
+    Compare, Conflict, Entry, Event, Health, LeaseId, Op, Snapshot, Store, StoreError, Txn, Watch, WatchBatch,
 };

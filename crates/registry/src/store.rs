@@ -188,6 +188,20 @@ pub enum StoreError {
     Damaged(String),
 }
 
+impl StoreError {
+    /// Whether it is worth trying again: the store may be back, or put right, meanwhile.
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            StoreError::Unavailable(_)
+                | StoreError::Unknown(_)
+                | StoreError::Damaged(_)
+                | StoreError::Denied(_)
+                | StoreError::Unusable(_)
+        )
+    }
+}
+
 /// The first condition of a transaction that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key} was written at revision {found}, not {expected}")]
@@ -196,6 +210,19 @@ pub struct Conflict {
     pub key: String,
     pub expected: Revision,
     pub found: Revision,
+}
+
+/// How a part of a store is: a member of etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Where it is reached.
+    pub endpoint: String,
+    /// Whether this server uses it now.
+    pub in_use: bool,
+    /// Whether it can be reached, and works.
+    pub healthy: bool,
+    /// How it is, in words for the user.
+    pub detail: String,
 }
 
 /// A stream of changes. It ends with an error, after which it is over.
@@ -226,6 +253,17 @@ pub trait Store: Clone + Send + Sync + 'static {
     fn keep_alive(&self, lease: LeaseId) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Ends a lease at once, with its keys.
     fn revoke(&self, lease: LeaseId) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Takes the registry that is there now for the right one, after it was refused with [`StoreError::Damaged`] because it is not
+    /// the one that was there before. What can't be told apart has nothing to accept.
+    fn accept(&self) -> impl Future<Output = Result<(), StoreError>> + Send {
+        async {
+            Err(StoreError::Unusable("a registry of one server can't be exchanged behind its back".into()))
+        }
+    }
+    /// How the parts of the store are, for a store that has parts.
+    fn health(&self) -> impl Future<Output = Vec<Health>> + Send {
+        async { Vec::new() }
+    }
     /// The changes after revision `after` of keys that begin with `prefix`. When they are no longer
     /// kept, or `after` has not been yet, this or the first [`next`](Watch::next) answers
     /// [`StoreError::Compacted`].

@@ -39,6 +39,7 @@ pub(crate) fn needs(route: &Route) -> Role {
         | Route::CreateJoinToken
         | Route::RevokeJoinToken(_)
         | Route::RemoveMachine(_)
+        | Route::AcceptRegistry
         | Route::Users
         | Route::CreateUser
         | Route::SetRole(_)
@@ -211,6 +212,7 @@ mod tests {
             Route::MarkMachine(name(), MachineMark::Cordon),
             Route::Notices,
             Route::RemoveMachine(name()),
+            Route::AcceptRegistry,
             Route::Users,
             Route::CreateUser,
             Route::SetRole(name()),
@@ -246,6 +248,7 @@ mod tests {
             Route::MarkMachine(..) => "mark machine",
             Route::Notices => "notices",
             Route::RemoveMachine(_) => "remove machine",
+            Route::AcceptRegistry => "accept registry",
             Route::Users => "users",
             Route::CreateUser => "create user",
             Route::SetRole(_) => "set role",
@@ -286,6 +289,7 @@ mod tests {
                 "create join token",
                 "revoke join token",
                 "remove machine",
+                "accept registry",
                 "users",
                 "create user",
                 "set role",

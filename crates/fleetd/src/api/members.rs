@@ -6,7 +6,7 @@ use crate::server::MembershipError;
 use fleet_api::types::{JoinToken, JoinTokenList, JoinTokenRequest, Member, MemberList, NewJoinToken};
 use fleet_cluster::model::MachineId;
 use fleet_link::token::{Terms, TokenRecord};
-use fleet_registry::{Store, StoreError};
+use fleet_registry::Store;
 use hyper::{Request, StatusCode, body::Incoming};
 use std::time::Duration;
 
@@ -125,9 +125,7 @@ pub(super) fn membership_failure(error: &MembershipError) -> Answer {
     let status = match error {
         MembershipError::Unknown(_) => StatusCode::NOT_FOUND,
         MembershipError::Contended(_) | MembershipError::Exists(_) => StatusCode::CONFLICT,
-        MembershipError::Store(StoreError::Unavailable(_) | StoreError::Unknown(_)) => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        MembershipError::Store(error) => super::store_status(error),
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
     failure(status, &error.to_string())

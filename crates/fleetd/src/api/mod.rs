@@ -28,7 +28,7 @@ use access::Remote;
 use bytes::Bytes;
 use fleet_api::types::{ErrorBody, ErrorDetail};
 use fleet_link::serve::{GuestStream, Visitor};
-use fleet_registry::Store;
+use fleet_registry::{Store, StoreError};
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::{Request, Response, StatusCode, body::Incoming, header, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -230,6 +230,19 @@ pub(crate) fn empty(status: StatusCode) -> Answer {
     let mut answer = Response::new(full(Bytes::new()));
     *answer.status_mut() = status;
     answer
+}
+
+/// The status of a failure of the registry: nearly always one that passes.
+pub(crate) fn store_status(error: &StoreError) -> StatusCode {
+    match error {
+        StoreError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+        StoreError::Unavailable(_)
+        | StoreError::Unknown(_)
+        | StoreError::Damaged(_)
+        | StoreError::Denied(_)
+        | StoreError::Unusable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
 }
 
 /// An error answer.

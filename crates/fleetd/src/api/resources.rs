@@ -4,7 +4,7 @@ use super::{Answer, Api, access::Remote, decode, empty, failure, json, page::Pag
 use crate::server::{Put, WriteError, hub};
 use fleet_api::types;
 use fleet_cluster::{model::DesiredState, view::View};
-use fleet_registry::{Store, StoreError};
+use fleet_registry::Store;
 use fleet_unit::{UnitFile, UnitName, UnitOption};
 use hyper::{HeaderMap, Request, Response, StatusCode, body::Incoming, header};
 use route::Route;
@@ -66,7 +66,8 @@ impl<S: Store> Api<S> {
             Route::CreateJoinToken => self.create_join_token(request).await,
             Route::RevokeJoinToken(id) => self.revoke_join_token(&id).await,
             Route::Members => self.members().await,
-            Route::Servers => self.servers(),
+            Route::Servers => self.servers().await,
+            Route::AcceptRegistry => self.accept_registry().await,
             Route::RemoveMachine(id) => self.remove_machine(&id).await,
             Route::MarkMachine(id, mark) => self.mark_machine(&id, mark).await,
             Route::Drain(id) => self.drain(&id).await,
@@ -263,11 +264,7 @@ pub(super) fn write_failure(error: &WriteError) -> Answer {
         | WriteError::Unreadable(_) => StatusCode::CONFLICT,
         WriteError::Template(_) | WriteError::Requirements(_) => StatusCode::BAD_REQUEST,
         WriteError::NoUnit | WriteError::NoMachine(_) => StatusCode::NOT_FOUND,
-        WriteError::Store(StoreError::TooLarge(_)) => StatusCode::PAYLOAD_TOO_LARGE,
-        WriteError::Store(StoreError::Unavailable(_) | StoreError::Unknown(_)) => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
-        WriteError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        WriteError::Store(error) => super::store_status(error),
     };
     failure(status, &error.to_string())
 }

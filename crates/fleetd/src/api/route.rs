@@ -30,6 +30,7 @@ pub(crate) enum Route {
     MarkMachine(String, MachineMark),
     Drain(String),
     Notices,
+    AcceptRegistry,
     Users,
     CreateUser,
     SetRole(String),
@@ -112,6 +113,7 @@ fn resource(method: &Method, path: &str) -> Route {
         }
         ["members"] => get(Route::Members),
         ["servers"] => get(Route::Servers),
+        ["registry", "accept"] if *method == Method::POST => Route::AcceptRegistry,
         ["users"] => match *method {
             Method::GET => Route::Users,
             Method::POST => Route::CreateUser,

@@ -19,7 +19,10 @@ impl<S: Store> Server<S> {
                 ended = self.follow_once(&mut pause) => ended,
             };
             match ended {
-                StoreError::Damaged(_) => return Err(ended).context("the registry can't be read"),
+                // A registry of our own is ours to mend; one that others share may be put right, or accepted, meanwhile.
+                StoreError::Damaged(_) if !self.config.shared_registry => {
+                    return Err(ended).context("the registry can't be read");
+                }
                 StoreError::Compacted { .. } => warn!("{ended}; listing the registry anew"),
                 other => {
                     self.peers.had_trouble();

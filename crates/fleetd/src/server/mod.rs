@@ -32,11 +32,12 @@ pub use write::{MachineMark, MetadataEdit, Put, WriteError};
 use fleet_cluster::engine::Policy;
 use fleet_cluster::model::{MachineId, Time};
 use fleet_link::ServerEnd;
-use fleet_registry::Store;
+use fleet_registry::{Health, Store, StoreError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{collections::HashMap, sync::Arc, sync::Mutex};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 /// What a server has to be told.
 #[derive(Clone, Debug)]
@@ -115,6 +116,19 @@ impl<S: Store> Server<S> {
         let leader = self.peers.leader().borrow().as_ref().map(|leader| leader.record.server.clone());
         let servers = self.peers.servers().into_iter();
         servers.map(|(id, record)| (id.clone(), record, leader.as_ref() == Some(&id))).collect()
+    }
+
+    /// How the registry is, by its parts.
+    pub async fn registry_health(&self) -> Vec<Health> {
+        self.store.health().await
+    }
+
+    /// Takes the registry that is there now for the right one. What the view knew may go back with it.
+    pub async fn accept_registry(&self) -> Result<(), StoreError> {
+        self.store.accept().await?;
+        warn!("the registry as it is now was accepted");
+        self.hub.rewind();
+        Ok(())
     }
 
     /// For how long the registry has not been reached, if that is long enough to matter to who reads from the view.

@@ -21,6 +21,11 @@ pub struct AddressError {
 }
 
 impl Address {
+    /// A host, which may be an IP address of any kind, and a port.
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Address { host: host.into(), port }
+    }
+
     /// Host and port, as lookups take them.
     pub(super) fn parts(&self) -> (&str, u16) {
         (&self.host, self.port)

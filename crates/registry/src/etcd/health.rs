@@ -5,7 +5,7 @@ use super::convert::of_etcd;
 use super::generated::StatusRequest;
 use super::members::{Link, Members};
 use super::status::clean;
-use crate::store::{Revision, StoreError};
+use crate::store::{Health, Revision, StoreError};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
@@ -18,6 +18,30 @@ pub struct EndpointHealth {
     pub in_use: bool,
     /// How its member is, or why it did not say.
     pub member: Result<MemberHealth, String>,
+}
+
+impl EndpointHealth {
+    /// In words for the user.
+    pub fn summary(&self) -> Health {
+        let (healthy, detail) = match &self.member {
+            Err(reason) => (false, reason.clone()),
+            Ok(member) => {
+                let mut detail = format!(
+                    "etcd {}, {}, revision {}, {} MB",
+                    member.version,
+                    if member.leads { "leader" } else { "follower" },
+                    member.revision,
+                    member.database.0.div_ceil(1 << 20)
+                );
+                for problem in &member.problems {
+                    detail += ", ";
+                    detail += problem;
+                }
+                (member.has_leader && member.problems.is_empty(), detail)
+            }
+        };
+        Health { endpoint: self.endpoint.clone(), in_use: self.in_use, healthy, detail }
+    }
 }
 
 /// What a member says of itself.
