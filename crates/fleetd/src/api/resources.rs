@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 /// How long a request waits for the registry to be read when fleetd starts.
-const START_DEADLINE: Duration = Duration::from_secs(10);
+const START_DEADLINE: Duration = Duration::from_secs(2);
 
 const NO_UNIT: &str = "unit does not exist";
 

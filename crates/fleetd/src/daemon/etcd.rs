@@ -8,6 +8,7 @@ use fleet_registry::etcd::{Contact, Identity};
 use fleet_registry::{EtcdStore, StoreError};
 use std::path::{Path, PathBuf};
 use std::{fs, io, time::Duration};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -98,33 +99,49 @@ pub(super) async fn remember(
     }
 }
 
+/// What was told of etcd last.
+#[derive(PartialEq)]
+enum Told {
+    Nothing,
+    Held(String),
+    /// With what, and when.
+    Lost(StoreError, Instant),
+}
+
 /// Tells in the log how etcd is, until cancelled: every change, and what goes on once a minute.
 pub(super) async fn tell(store: EtcdStore, cancel: CancellationToken) -> Result<()> {
     let mut contact = store.contact();
-    let mut told: Option<String> = None;
+    let mut told = Told::Nothing;
     loop {
-        match &*contact.borrow_and_update() {
+        let now = contact.borrow_and_update().clone();
+        match now {
             Contact::Trying => {}
             Contact::Held(endpoint) => {
-                let text = format!("the registry is in etcd at {endpoint}");
-                if told.as_ref() != Some(&text) {
-                    info!("{text}");
+                if !matches!(&told, Told::Held(before) if *before == endpoint) {
+                    info!("the registry is in etcd at {endpoint}");
                 }
-                told = Some(text);
+                told = Told::Held(endpoint);
             }
             Contact::Lost { since, error: reason } => {
-                let seconds = since.elapsed().as_secs();
-                if matches!(reason, StoreError::Damaged(_)) {
-                    error!("the registry is refused: {reason}; units go on, and nothing is changed");
-                } else {
-                    warn!(
-                        "no etcd for {seconds} s: {reason}; units go on, and nothing can be changed until then"
-                    );
+                let again =
+                    matches!(&told, Told::Lost(before, at) if *before == reason && at.elapsed() < COMPLAIN);
+                if !again {
+                    let seconds = since.elapsed().as_secs();
+                    if matches!(reason, StoreError::Damaged(_)) {
+                        error!("the registry is refused: {reason}; units go on, and nothing can be changed");
+                    } else {
+                        warn!(
+                            "no registry for {seconds} s: {reason}; units go on, and nothing can be changed until then"
+                        );
+                    }
+                    told = Told::Lost(reason, Instant::now());
                 }
-                told = None;
             }
         }
-        let complain = told.is_none();
+        let repeat = match &told {
+            Told::Lost(_, at) => Some(*at + COMPLAIN),
+            Told::Nothing | Told::Held(_) => None,
+        };
         tokio::select! {
             () = cancel.cancelled() => return Ok(()),
             changed = contact.changed() => {
@@ -132,7 +149,7 @@ pub(super) async fn tell(store: EtcdStore, cancel: CancellationToken) -> Result<
                     return Ok(());
                 }
             }
-            () = tokio::time::sleep(COMPLAIN), if complain => {}
+            () = tokio::time::sleep_until(repeat.unwrap_or_else(Instant::now)), if repeat.is_some() => {}
         }
     }
 }

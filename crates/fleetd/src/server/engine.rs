@@ -11,7 +11,7 @@ use fleet_registry::store::MAX_OPS;
 use fleet_registry::{Compare, Op, Store, StoreError, Txn};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 /// Decisions in one transaction: each takes three conditions, and the term one more, of at most [`MAX_OPS`].
 const BATCH: usize = (MAX_OPS - 1) / 3;
@@ -91,8 +91,7 @@ impl<S: Store> Server<S> {
                 };
                 if let Err(failed) = carried_out {
                     let Failed::Store(error) = failed else { return Ok(Ended::Deposed) };
-                    self.peers.had_trouble();
-                    warn!("writing the schedule: {error}; deciding again in {} ms", RETRY.as_millis());
+                    self.trouble("writing the schedule", &error);
                     tokio::select! {
                         () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
                         () = tokio::time::sleep(RETRY) => {}

@@ -25,8 +25,7 @@ impl<S: Store> Server<S> {
                 }
                 StoreError::Compacted { .. } => warn!("{ended}; listing the registry anew"),
                 other => {
-                    self.peers.had_trouble();
-                    warn!("following the registry: {other}; trying again in {} ms", pause.as_millis());
+                    self.trouble("following the registry", &other);
                     tokio::select! {
                         () = self.cancel.cancelled() => return Ok(()),
                         () = tokio::time::sleep(pause) => {}

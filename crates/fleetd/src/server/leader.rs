@@ -64,8 +64,7 @@ impl<S: Store> Server<S> {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    self.peers.had_trouble();
-                    warn!("trying to become leader: {error}");
+                    self.trouble("trying to become leader", &error);
                     tokio::select! {
                         () = self.cancel.cancelled() => return Ok(()),
                         () = tokio::time::sleep(RETRY) => {}

@@ -37,7 +37,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{collections::HashMap, sync::Arc, sync::Mutex};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 /// What a server has to be told.
 #[derive(Clone, Debug)]
@@ -154,6 +154,16 @@ impl<S: Store> Server<S> {
     /// Serves one agent until its session ends or the server's token is cancelled.
     pub async fn serve_agent(&self, end: ServerEnd) -> anyhow::Result<()> {
         self.run_session(end).await
+    }
+
+    /// The registry did not do what was asked. With one that others share, whoever keeps contact with it says so, once for all.
+    fn trouble(&self, what: &str, error: &StoreError) {
+        self.peers.had_trouble();
+        if self.config.shared_registry && error.may_pass() {
+            debug!("{what}: {error}");
+        } else {
+            warn!("{what}: {error}");
+        }
     }
 
     /// The time of this process that the pure core is told.

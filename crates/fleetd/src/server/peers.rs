@@ -207,7 +207,6 @@ impl<S: Store> Server<S> {
         let key = format!("{SERVERS}{}", self.config.machine);
         let value = serde_json::to_vec(&self.record).context("encoding the record of this server")?;
         let mut lease = None;
-        let mut told = false;
         loop {
             let renewed = tokio::select! {
                 () = self.cancel.cancelled() => break,
@@ -216,23 +215,14 @@ impl<S: Store> Server<S> {
             let pause = match renewed {
                 Ok(Ok(())) => {
                     self.peers.reached.send_replace(Some(Instant::now()));
-                    if std::mem::take(&mut told) {
-                        tracing::info!("the registry answers again");
-                    }
                     RENEW
                 }
-                failed => {
+                Ok(Err(error)) => {
+                    self.trouble("renewing the record of this server", &error);
+                    RETRY
+                }
+                Err(_) => {
                     self.peers.had_trouble();
-                    if !std::mem::replace(&mut told, true) {
-                        match failed {
-                            Ok(Err(error)) => {
-                                warn!("{error}; units go on, answers may be old, and nothing can be changed")
-                            }
-                            _ => warn!(
-                                "the registry does not answer; units go on, answers may be old, and nothing can be changed"
-                            ),
-                        }
-                    }
                     RETRY
                 }
             };

@@ -166,7 +166,7 @@ impl<S: Store> Session<'_, S> {
         }
         // Nothing is said to the agent before the view is complete and has its machine: absence is no instruction.
         while let Err(error) = self.begin().await {
-            warn!(machine = %self.hello.id, "writing presence: {error}; trying again");
+            self.server.trouble(&format!("writing the presence of machine {}", self.hello.id), &error);
             tokio::time::sleep(RETRY).await;
         }
         mailbox.take();
@@ -324,7 +324,7 @@ impl<S: Store> Session<'_, S> {
                 self.tell(mailbox.take()).await;
                 let _ = beat.held.send(Held::during(self.server.config.agent_ttl));
             }
-            Err(error) => warn!(machine = %id, "renewing the presence of machine {id}: {error}"),
+            Err(error) => self.server.trouble(&format!("renewing the presence of machine {id}"), &error),
         }
     }
 
@@ -387,7 +387,7 @@ impl<S: Store> Session<'_, S> {
             }
             Err(error) => {
                 self.pace.failed(Instant::now() + RETRY);
-                warn!(machine = %id, "writing states: {error}");
+                self.server.trouble(&format!("writing the states of machine {id}"), &error);
             }
         }
         true
