@@ -11,7 +11,7 @@ use fleet_registry::store::MAX_OPS;
 use fleet_registry::{Compare, Op, Store, StoreError, Txn};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 /// Decisions in one transaction: each takes three conditions, and the term one more, of at most [`MAX_OPS`].
 const BATCH: usize = (MAX_OPS - 1) / 3;

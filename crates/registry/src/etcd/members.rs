@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::metadata::{Ascii, MetadataValue};
-use tracing::{info, warn};
+use tracing::{debug, info};
 
 /// The oldest version that has what is needed: watches that say why they ended, and fragments of large answers.
 const OLDEST: (u32, u32) = (3, 4);
@@ -276,7 +276,7 @@ impl Members {
         let mut link = self.link.subscribe();
         self.contact.send_if_modified(|contact| {
             if let Contact::Lost { .. } = contact {
-                info!("etcd answers again, at {}", connection.endpoint());
+                debug!("etcd answers again, at {}", connection.endpoint());
             }
             let held = Contact::Held(connection.endpoint().to_owned());
             let other = *contact != held;
@@ -300,7 +300,7 @@ impl Members {
                 _ => (Instant::now(), true),
             };
             if news {
-                warn!("{error}; trying again");
+                debug!("{error}; trying again");
             }
             *contact = Contact::Lost { since, error: error.clone() };
         });
