@@ -40,6 +40,8 @@ enum What {
     E2e,
     /// The same on three machines, and the death of one
     Cluster,
+    /// Many simulated agents on one server
+    Agents,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -59,6 +61,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if wanted(What::Cluster) {
         step("packages", packages::ensure)?;
         step("three machines", || report(&cluster::run(&release()?)?))?;
+    }
+    if wanted(What::Agents) {
+        step("packages", packages::ensure)?;
+        step("many agents", || example("fleet-e2e", "agents", &[&release()?.to_string_lossy()]))?;
     }
     Ok(())
 }
