@@ -9,5 +9,6 @@ pub mod guard;
 pub mod identity;
 pub mod listen;
 pub mod logging;
+pub mod metrics;
 pub mod notify;
 pub mod server;

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 pub(crate) fn needs(route: &Route) -> Role {
     match route {
         // What is not there, or not so, is told to every user, and to nobody else.
-        Route::Refused(..) | Route::Discovery => Role::Viewer,
+        Route::Refused(..) | Route::Discovery | Route::Metrics => Role::Viewer,
         Route::Machines
         | Route::Members
         | Route::Servers
@@ -190,6 +190,7 @@ mod tests {
         let name = || "x".to_owned();
         vec![
             Route::Discovery,
+            Route::Metrics,
             Route::Machines,
             Route::PatchMachines,
             Route::Units,
@@ -226,6 +227,7 @@ mod tests {
     fn word(route: &Route) -> &'static str {
         match route {
             Route::Discovery => "discovery",
+            Route::Metrics => "metrics",
             Route::Machines => "machines",
             Route::PatchMachines => "patch machines",
             Route::Units => "units",

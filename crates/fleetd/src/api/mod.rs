@@ -8,6 +8,7 @@
 //! - `machines`: cordon and drain, notices
 //! - `users`: the users who come over https
 //! - `access`: who may ask for what
+//! - `metrics`: what is counted
 //! - `live`: status, journal and events: answers that come from machines or go on
 //!
 //! Bounds: connections, header time, body size and time; every answer but the live ones has a deadline.
@@ -17,6 +18,7 @@ mod decode;
 mod live;
 mod machines;
 mod members;
+mod metrics;
 mod page;
 mod resources;
 mod route;
@@ -76,7 +78,7 @@ pub struct Api<S: Store> {
     pub cancel: CancellationToken,
 }
 
-/// Serves one connection of an agent that is no server: says who can answer.
+/// Serves one connection of an agent that is no server: says who can answer. Its metrics are its own.
 pub async fn refuse(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     servers: String,
@@ -86,8 +88,15 @@ pub async fn refuse(
         "fleetd on this machine is an agent only; ask one of its servers ({servers}): fleetctl --tunnel=HOST goes there \
          through ssh, --endpoint=URL where its API listens"
     );
-    connection(stream, cancel, move |_| {
-        let mut answer = failure(StatusCode::SERVICE_UNAVAILABLE, &message);
+    connection(stream, cancel, move |request| {
+        let mut answer = match route::route(request.method(), request.uri().path()) {
+            route::Route::Metrics => {
+                let mut text = crate::metrics::Text::default();
+                text.process();
+                metrics::answer(text)
+            }
+            _ => failure(StatusCode::SERVICE_UNAVAILABLE, &message),
+        };
         // So that clients that know of servers ask those.
         answer.headers_mut().insert(ROLE, header::HeaderValue::from_static("agent"));
         async move { answer }

@@ -20,7 +20,8 @@ impl<S: Store> Api<S> {
     pub(super) async fn dispatch(&self, request: Request<Incoming>, remote: Option<&Remote>) -> Answer {
         let route = route::route(request.method(), request.uri().path());
         let query = route::query(request.uri().query());
-        let needs_view = remote.is_some() || !matches!(route, Route::Discovery | Route::Refused(..));
+        let needs_view =
+            remote.is_some() || !matches!(route, Route::Discovery | Route::Metrics | Route::Refused(..));
         // The first request after socket activation may be here before the registry is read.
         if needs_view && timeout(START_DEADLINE, self.server.hub().reached(1)).await.is_err() {
             return failure(StatusCode::SERVICE_UNAVAILABLE, "fleet server has not read its registry yet");
@@ -68,6 +69,7 @@ impl<S: Store> Api<S> {
             Route::Members => self.members().await,
             Route::Servers => self.servers().await,
             Route::AcceptRegistry => self.accept_registry().await,
+            Route::Metrics => self.metrics(),
             Route::RemoveMachine(id) => self.remove_machine(&id).await,
             Route::MarkMachine(id, mark) => self.mark_machine(&id, mark).await,
             Route::Drain(id) => self.drain(&id).await,

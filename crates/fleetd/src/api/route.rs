@@ -35,6 +35,7 @@ pub(crate) enum Route {
     CreateUser,
     SetRole(String),
     RemoveUser(String),
+    Metrics,
     /// An error, with its message.
     Refused(StatusCode, &'static str),
 }
@@ -51,6 +52,9 @@ pub(crate) fn route(method: &Method, path: &str) -> Route {
     };
     if path == "/" {
         return Route::Refused(StatusCode::METHOD_NOT_ALLOWED, "");
+    }
+    if path == "/metrics" {
+        return Route::Metrics;
     }
     for prefix in PREFIXES {
         if let Some(rest) = path.strip_prefix(prefix) {
@@ -186,6 +190,8 @@ mod tests {
         let refused = |code: u16, message| Route::Refused(StatusCode::from_u16(code).unwrap(), message);
         for (method, path, expected) in [
             ("GET", "/", refused(405, "")),
+            ("GET", "/metrics", Route::Metrics),
+            ("GET", "/metrics/", refused(404, "")),
             ("GET", "/fleet", refused(404, "")),
             ("GET", "/fleet/v1", refused(405, "")),
             ("POST", "/fleet/v1", refused(405, "")),

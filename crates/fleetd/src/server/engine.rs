@@ -3,6 +3,7 @@
 
 use super::Server;
 use super::peers::LEADER;
+use crate::metrics::{Metrics, Operation, Task};
 use fleet_api::types::Notice;
 use fleet_cluster::engine::{Decision, Engine};
 use fleet_cluster::model::Revision;
@@ -10,7 +11,8 @@ use fleet_registry::records::{presence_key, put_schedule, schedule_key, unit_key
 use fleet_registry::store::MAX_OPS;
 use fleet_registry::{Compare, Op, Store, StoreError, Txn};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 /// Decisions in one transaction: each takes three conditions, and the term one more, of at most [`MAX_OPS`].
@@ -61,6 +63,7 @@ impl From<StoreError> for Failed {
 impl<S: Store> Server<S> {
     /// Decides until cancelled, or until the term is over.
     pub(super) async fn run_engine(&self, mandate: Mandate) -> anyhow::Result<Ended> {
+        let _leads = Leads::now(&self.metrics);
         let mut engine = Engine::with_policy(self.now(), mandate.grace, self.config.policy.clone());
         let mailbox = self.hub.engine_mailbox();
         loop {
@@ -79,10 +82,12 @@ impl<S: Store> Server<S> {
                 () = wake => {}
             }
             loop {
+                let round = Instant::now();
                 engine.note(&mailbox.take());
                 let decisions = engine.decide(&self.hub.view(), self.now(), ROUND);
                 self.publish(&mut engine);
                 if decisions.is_empty() {
+                    self.metrics.round(round.elapsed());
                     break;
                 }
                 let carried_out = tokio::select! {
@@ -91,12 +96,15 @@ impl<S: Store> Server<S> {
                 };
                 if let Err(failed) = carried_out {
                     let Failed::Store(error) = failed else { return Ok(Ended::Deposed) };
+                    self.metrics.round_failed();
                     self.trouble("writing the schedule", &error);
                     tokio::select! {
                         () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
                         () = tokio::time::sleep(RETRY) => {}
                     }
                     engine.note(&again(&decisions));
+                } else {
+                    self.metrics.round(round.elapsed());
                 }
             }
         }
@@ -125,12 +133,11 @@ impl<S: Store> Server<S> {
     async fn carry_out(&self, decisions: &[Decision], term: Option<Revision>) -> Result<(), Failed> {
         let mut newest = 0;
         for batch in decisions.chunks(BATCH) {
-            match self.store.commit(transaction(batch, term)).await.map_err(Failed::from) {
+            match self.write_schedule(batch, term).await {
                 Ok(revision) => newest = revision,
                 Err(Failed::Store(StoreError::Conflict(_))) => {
                     for decision in batch {
-                        let alone = transaction(std::slice::from_ref(decision), term);
-                        match self.store.commit(alone).await.map_err(Failed::from) {
+                        match self.write_schedule(std::slice::from_ref(decision), term).await {
                             Ok(revision) => newest = revision,
                             Err(Failed::Store(StoreError::Conflict(conflict))) => {
                                 debug!(unit = %decision.unit, "decision dropped: {conflict}");
@@ -155,6 +162,43 @@ impl<S: Store> Server<S> {
         }
         self.hub.reached(newest).await;
         Ok(())
+    }
+
+    /// Commits decisions in one transaction, and counts them.
+    async fn write_schedule(
+        &self,
+        decisions: &[Decision],
+        term: Option<Revision>,
+    ) -> Result<Revision, Failed> {
+        let asked = Instant::now();
+        let written = self.store.commit(transaction(decisions, term)).await;
+        // Refused is answered, too.
+        let answered = matches!(written, Ok(_) | Err(StoreError::Conflict(_)));
+        self.metrics.operation(Operation::Set, asked.elapsed(), answered);
+        // Several that are refused together are tried one by one, and counted then.
+        if written.is_ok() || !answered || decisions.len() == 1 {
+            for decision in decisions {
+                let task = if decision.machine.is_some() { Task::Schedule } else { Task::Unschedule };
+                self.metrics.task(task, written.is_ok());
+            }
+        }
+        written.map_err(Failed::from)
+    }
+}
+
+/// Says in the metrics that this server leads, for as long as it does.
+struct Leads(Arc<Metrics>);
+
+impl Leads {
+    fn now(metrics: &Arc<Metrics>) -> Leads {
+        metrics.leads_since(super::now_seconds());
+        Leads(metrics.clone())
+    }
+}
+
+impl Drop for Leads {
+    fn drop(&mut self) {
+        self.0.leads_since(0);
     }
 }
 

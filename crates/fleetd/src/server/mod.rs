@@ -29,6 +29,7 @@ pub use session::AskError;
 pub use users::{Access, Credential, Denied, NewUser, Role, UserRecord, Users};
 pub use write::{MachineMark, MetadataEdit, Put, WriteError};
 
+use crate::metrics::Metrics;
 use fleet_cluster::engine::Policy;
 use fleet_cluster::model::{MachineId, Time};
 use fleet_link::ServerEnd;
@@ -66,6 +67,7 @@ pub struct Server<S: Store> {
     record: ServerRecord,
     users: Arc<Users>,
     sessions: Arc<Mutex<HashMap<MachineId, session::Handle>>>,
+    metrics: Arc<Metrics>,
     started: Instant,
     cancel: CancellationToken,
 }
@@ -80,6 +82,7 @@ impl<S: Store> Clone for Server<S> {
             record: self.record.clone(),
             users: self.users.clone(),
             sessions: self.sessions.clone(),
+            metrics: self.metrics.clone(),
             started: self.started,
             cancel: self.cancel.clone(),
         }
@@ -98,6 +101,7 @@ impl<S: Store> Server<S> {
             peers: Arc::default(),
             users: Arc::new(Users::new()),
             sessions: Arc::default(),
+            metrics: Arc::default(),
             started: Instant::now(),
             cancel,
         }
@@ -129,6 +133,16 @@ impl<S: Store> Server<S> {
         warn!("the registry as it is now was accepted");
         self.hub.rewind();
         Ok(())
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// How many agents have a session with it.
+    pub fn session_count(&self) -> usize {
+        self.sessions.lock().map_or(0, |sessions| sessions.len())
     }
 
     /// For how long the registry has not been reached, if that is long enough to matter to who reads from the view.

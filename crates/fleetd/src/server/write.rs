@@ -1,11 +1,13 @@
 //! What the API writes: units and metadata edits, each guarded by the revision it was decided from.
 
 use super::{Server, membership::member_key};
+use crate::metrics::Operation;
 use fleet_cluster::model::*;
 use fleet_registry::records::*;
 use fleet_registry::{Compare, Op, Store, StoreError, Txn};
 use fleet_unit::{RequirementError, Requirements, UnitFile, UnitName};
 use std::collections::BTreeMap;
+use std::time::Instant;
 use tracing::info;
 
 /// How often a write is decided again when somebody else wrote first.
@@ -226,7 +228,10 @@ impl<S: Store> Server<S> {
     /// What operators said of a machine, and the guard to change it.
     async fn machine_record(&self, id: &MachineId) -> Result<(MachineRecord, Compare), StoreError> {
         let key = machine_key(id);
-        let entry = self.store.get(&key).await?;
+        let asked = Instant::now();
+        let entry = self.store.get(&key).await;
+        self.metrics.operation(Operation::Get, asked.elapsed(), entry.is_ok());
+        let entry = entry?;
         let revision = entry.as_ref().map_or(0, |entry| entry.revision);
         let record = match entry {
             Some(entry) => serde_json::from_slice(&entry.value)
@@ -238,7 +243,11 @@ impl<S: Store> Server<S> {
 
     /// Commits; `None` when a guard did not hold, after the view has caught up with the store.
     async fn try_commit(&self, txn: Txn) -> Result<Option<Revision>, WriteError> {
-        match self.store.commit(txn).await {
+        let asked = Instant::now();
+        let written = self.store.commit(txn).await;
+        let answered = matches!(written, Ok(_) | Err(StoreError::Conflict(_)));
+        self.metrics.operation(Operation::Set, asked.elapsed(), answered);
+        match written {
             Ok(revision) => Ok(Some(revision)),
             Err(StoreError::Conflict(_)) => {
                 // The revision of now, so that a deletion is seen, too.
