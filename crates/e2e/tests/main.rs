@@ -14,6 +14,7 @@ mod life;
 mod logs;
 mod placement;
 mod purge;
+mod reload;
 mod sessions;
 mod tunnel;
 mod tutorial;

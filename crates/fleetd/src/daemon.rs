@@ -46,7 +46,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         return tend_registry(command, &config.state_directory);
     }
     let environment = environment()?;
-    logging::start(config.verbosity, &environment)?;
+    let log = logging::start(config.verbosity, &environment)?;
     info!("Starting fleetd version {}", env!("CARGO_PKG_VERSION"));
     info!("{}", config.file);
     for warning in warnings {
@@ -64,15 +64,56 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("unable to start the async runtime")?;
-    let ended = runtime.block_on(serve(config, sockets, notifier));
+    let notifier = Arc::new(notifier);
+    let mut next = config;
+    let ended = loop {
+        let config = next;
+        match runtime.block_on(serve(&config, flags, &sockets, notifier.clone())) {
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+            Ok(Some(changed)) => {
+                if changed.api_socket != config.api_socket {
+                    warn!("another api_socket is used when fleetd is restarted");
+                }
+                log.set_verbosity(changed.verbosity);
+                info!("{}", changed.file);
+                next = *changed;
+            }
+        }
+    };
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
 }
 
-async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> anyhow::Result<()> {
+/// Reads the configuration again, for SIGHUP; one that can't be used is none: fleetd goes on with what it has.
+fn read_again(flags: &Flags) -> Option<Box<Config>> {
+    match Config::load(flags) {
+        Ok((config, warnings)) => {
+            for warning in warnings {
+                warn!("{warning}");
+            }
+            Some(Box::new(config))
+        }
+        Err(error) => {
+            error!("Received SIGHUP: {error}; going on with the configuration as it was");
+            None
+        }
+    }
+}
+
+/// Runs fleetd until it is told to stop, or, with the configuration to go on with, to read that again. The API's sockets stay
+/// open meanwhile: who asks then waits a moment.
+async fn serve(
+    config: &Config,
+    flags: &Flags,
+    sockets: &listen::Sockets,
+    notifier: Arc<Notifier>,
+) -> anyhow::Result<Option<Box<Config>>> {
     // First of all, so that a SIGTERM during the start is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("unable to receive signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("unable to receive signals")?;
+    let mut hang_up = signal(SignalKind::hangup()).context("unable to receive signals")?;
+    let mut changed = None;
     let id = address::machine_id(Path::new("/etc/machine-id"))?;
     let public_ip = match &config.public_ip {
         Some(ip) => ip.clone(),
@@ -84,7 +125,6 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
             published.address
         }
     };
-    let notifier = Arc::new(notifier);
     let directories = Directories {
         launched: config.units_directory.parent().unwrap_or(Path::new("/run/fleet")).join("launched"),
         units: config.units_directory.clone(),
@@ -122,18 +162,17 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
     };
     let pulse = agent.pulse();
     let sessions = daemon.run_agent(agent);
-    // The file of our own socket goes when this is dropped, after the last connection.
-    let (listeners, _socket_file) = sockets.listeners().context("unable to serve the API")?;
+    let listeners = sockets.listeners().context("unable to serve the API")?;
     daemon.tasks.spawn(watch_over(notifier.clone(), pulse, daemon.cancel.clone()));
     let ready = match &registry {
-        Registry::Own(store) => daemon.be_server(&config, store, false, listeners, sessions).await?,
+        Registry::Own(store) => daemon.be_server(config, store, false, listeners, sessions).await?,
         Registry::Etcd(store) => {
             let state_directory = config.state_directory.clone();
             daemon.tasks.spawn(etcd::remember(store.clone(), state_directory, daemon.cancel.clone()));
             daemon.tasks.spawn(etcd::tell(store.clone(), daemon.cancel.clone()));
-            daemon.be_server(&config, store, true, listeners, sessions).await?
+            daemon.be_server(config, store, true, listeners, sessions).await?
         }
-        Registry::Elsewhere => daemon.be_agent(&config, listeners, sessions),
+        Registry::Elsewhere => daemon.be_agent(config, listeners, sessions),
     };
 
     let first = tokio::select! {
@@ -152,10 +191,19 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
     };
     let ended = match first {
         Some(ended) => Some(ended),
-        None => tokio::select! {
-            ended = daemon.tasks.join_next() => ended,
-            _ = terminate.recv() => daemon.told_to_stop("SIGTERM", config.on_stop),
-            _ = interrupt.recv() => daemon.told_to_stop("SIGINT", config.on_stop),
+        None => loop {
+            tokio::select! {
+                ended = daemon.tasks.join_next() => break ended,
+                _ = terminate.recv() => break daemon.told_to_stop("SIGTERM", config.on_stop),
+                _ = interrupt.recv() => break daemon.told_to_stop("SIGINT", config.on_stop),
+                _ = hang_up.recv() => {
+                    changed = read_again(flags);
+                    if changed.is_some() {
+                        info!("Received SIGHUP: beginning again with the configuration as it is now; units go on");
+                        break None;
+                    }
+                }
+            }
         },
     };
     let outcome = match ended {
@@ -167,12 +215,15 @@ async fn serve(config: Config, sockets: listen::Sockets, notifier: Notifier) -> 
         error!("{error:#}; stopping, units go on");
     }
 
-    notifier.stopping("stopping");
+    match changed {
+        None => notifier.stopping("stopping"),
+        Some(_) => notifier.status("reading its configuration again"),
+    }
     daemon.end().await;
     if let Registry::Own(store) = registry {
         store.close().await;
     }
-    outcome
+    outcome.map(|()| changed)
 }
 
 /// Where the registry is.

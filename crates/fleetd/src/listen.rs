@@ -110,14 +110,14 @@ impl Sockets {
         Ok(())
     }
 
-    /// Makes them ready for use in the runtime this is called in, and hands over the socket's file: it is removed
-    /// when that is dropped, so keep it until nobody is served any more.
-    pub fn listeners(self) -> io::Result<(Vec<Listener>, Option<SocketFile>)> {
-        let listeners = self.sockets.into_iter().map(|socket| match socket {
-            Socket::Unix(unix) => UnixListener::from_std(unix).map(Listener::Unix),
-            Socket::Tcp(tcp) => TcpListener::from_std(tcp).map(Listener::Tcp),
+    /// Makes them ready for use in the runtime this is called in. They stay open, and the file of our own stays there, until
+    /// this is dropped: keep it until nobody is served any more.
+    pub fn listeners(&self) -> io::Result<Vec<Listener>> {
+        let listeners = self.sockets.iter().map(|socket| match socket {
+            Socket::Unix(unix) => UnixListener::from_std(unix.try_clone()?).map(Listener::Unix),
+            Socket::Tcp(tcp) => TcpListener::from_std(tcp.try_clone()?).map(Listener::Tcp),
         });
-        Ok((listeners.collect::<io::Result<_>>()?, self.file))
+        listeners.collect()
     }
 }
 
@@ -436,13 +436,18 @@ mod tests {
     #[tokio::test]
     async fn a_socket_of_our_own_serves_and_goes() {
         let (_directory, path) = place();
-        let (listeners, file) = bind(&path, &None).unwrap().listeners().unwrap();
+        let sockets = bind(&path, &None).unwrap();
+        let listeners = sockets.listeners().unwrap();
         let meta = fs::symlink_metadata(&path).unwrap();
         assert_eq!(meta.mode() & 0o7777, 0o660);
         assert_eq!(listeners[0].name(), path.display().to_string());
         let ((), answer) = tokio::join!(echo(&listeners[0]), ask(&path));
         assert_eq!(answer, "ping");
-        drop((listeners, file));
+        // Whoever connects between two uses waits for the second.
+        drop(listeners);
+        let (asked, answered) = (ask(&path), async { echo(&sockets.listeners().unwrap()[0]).await });
+        assert_eq!(tokio::join!(asked, answered).0, "ping");
+        drop(sockets);
         assert!(!path.exists());
     }
 
@@ -578,8 +583,8 @@ mod tests {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let (listeners, file) = sockets.listeners().unwrap();
-            assert!(file.is_none());
+            assert!(sockets.file.is_none());
+            let listeners = sockets.listeners().unwrap();
             for listener in &listeners {
                 echo(listener).await;
             }

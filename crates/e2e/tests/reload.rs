@@ -1,0 +1,39 @@
+//! fleetd reads its configuration again on SIGHUP (`systemctl reload fleet.service`), as the original did: units go on, who asks
+//! meanwhile is answered, and a configuration that can't be used changes nothing.
+
+use crate::SLEEP;
+use anyhow::Result;
+use fleet_e2e::{Fleet, until};
+
+#[test]
+fn a_reload_takes_the_new_configuration() -> Result<()> {
+    let fleet = Fleet::up("reload")?;
+    fleet.start("a.service", SLEEP)?;
+    let (unit, daemon) = (fleet.main_pid("a.service")?, fleet.main_pid("fleetd.service")?);
+    let metadata = || fleet.ok("list-machines --no-legend --fields=metadata");
+    assert_eq!(metadata()?, "-\n");
+
+    // Many requests, over and over: none may be refused while fleetd begins again.
+    let asking = fleet.host().start_process([
+        "/bin/sh",
+        "-c",
+        "for n in $(seq 40); do fleetctl list-units --no-legend || exit 1; done",
+    ])?;
+    fleet.host().write("/etc/fleet/fleet.conf", "metadata=\"region=eu\"\nverbosity=1\n")?;
+    fleet.host().sh("systemctl reload fleet.service")?.ok()?;
+    until("the new metadata is published", || Ok(metadata()? == "region=eu\n"))?;
+    asking.finish(fleet_e2e::PATIENCE)?.ok()?;
+    assert_eq!(fleet.main_pid("fleetd.service")?, daemon, "it is the same process");
+    assert_eq!(fleet.main_pid("a.service")?, unit, "the unit was not touched");
+    let log = || Ok::<_, anyhow::Error>(fleet.host().sh("journalctl -u fleetd.service -o cat")?.stdout);
+    assert!(log()?.contains("HTTP GET /fleet/v1/machines"), "verbosity=1 shows requests");
+
+    // A mistake is said, and nothing changes.
+    fleet.host().write("/etc/fleet/fleet.conf", "metadata=\"region=us\"\nagent_ttl=\"30\"\n")?;
+    fleet.host().sh("systemctl reload fleet.service")?.ok()?;
+    until("the mistake is in the log", || Ok(log()?.contains("going on with the configuration as it was")))?;
+    assert!(log()?.contains("agent_ttl"), "{}", log()?);
+    assert_eq!(metadata()?, "region=eu\n");
+    assert_eq!((fleet.main_pid("fleetd.service")?, fleet.main_pid("a.service")?), (daemon, unit));
+    Ok(())
+}
