@@ -25,6 +25,9 @@ pub struct Options {
     pub hosts: usize,
     /// The first three numbers of its network, such as `172.30.7`; a free one is taken when none.
     pub subnet: Option<String>,
+    /// Whether a free network has to be one whose third number is a single digit: for tests that compare tables,
+    /// whose layout depends on how long addresses are.
+    pub short_subnet: bool,
     /// Machine IDs for the first hosts; the others get random ones.
     pub machine_ids: Vec<String>,
     /// fleet's metadata (`region=eu,disk=ssd`) of the first hosts; used with [`Options::fleet`].
@@ -40,6 +43,7 @@ impl Options {
             name: name.into(),
             hosts,
             subnet: None,
+            short_subnet: false,
             machine_ids: Vec::new(),
             metadata: Vec::new(),
             fleet: None,
@@ -155,7 +159,7 @@ impl Cluster {
         }
         let subnet = match &options.subnet {
             Some(subnet) => subnet.clone(),
-            None => free_subnet()?,
+            None => free_subnet(options.short_subnet)?,
         };
         let mut machine_ids = options.machine_ids.clone();
         while machine_ids.len() < options.hosts {
@@ -350,7 +354,7 @@ fn sweep() -> Result<()> {
 }
 
 /// A /24 of 172.30.0.0/16 that neither a cluster nor this machine uses.
-fn free_subnet() -> Result<String> {
+fn free_subnet(short: bool) -> Result<String> {
     let mut used = BTreeSet::new();
     for name in list()? {
         if let Ok(Some(record)) = read_record::<ClusterRecord>(&cluster_dir(&name).join("cluster.json")) {
@@ -360,7 +364,8 @@ fn free_subnet() -> Result<String> {
     let addresses =
         outer(&["ip", "-4", "-o", "addr"])? + &outer(&["ip", "-4", "route", "show", "table", "all"])?;
     // From the middle: the low ones are what people type.
-    let subnets = (100..=255).chain(0..100).map(|x| format!("172.30.{x}"));
+    let numbers: Vec<u8> = if short { (0..10).collect() } else { (100..=255).chain(10..100).collect() };
+    let subnets = numbers.into_iter().map(|x| format!("172.30.{x}"));
     let mut free = subnets.filter(|s| !used.contains(s) && !addresses.contains(&format!(" {s}.")));
     free.next().context("no free network in 172.30.0.0/16: end some clusters with `fleet-testbed down`")
 }
