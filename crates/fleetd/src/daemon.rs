@@ -113,6 +113,8 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate()).context("unable to receive signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("unable to receive signals")?;
     let mut hang_up = signal(SignalKind::hangup()).context("unable to receive signals")?;
+    // What the original wrote then was for its developers; but nobody must end fleetd by asking for it.
+    let _asked = signal(SignalKind::user_defined1()).context("unable to receive signals")?;
     let mut changed = None;
     let id = address::machine_id(Path::new("/etc/machine-id"))?;
     let public_ip = match &config.public_ip {
@@ -292,11 +294,8 @@ impl Daemon {
         let server = Server::new(store.clone(), server_config, self.cancel.clone());
         server.start(&mut self.tasks);
         self.tasks.spawn(own_session(server.clone(), self.hello.clone(), sessions, self.cancel.clone()));
-        let api = Arc::new(Api {
-            server: server.clone(),
-            page_size: u16::try_from(config.token_limit).unwrap_or(u16::MAX),
-            cancel: self.cancel.clone(),
-        });
+        let page_size = u16::try_from(config.token_limit).unwrap_or(u16::MAX);
+        let api = Arc::new(Api::new(server.clone(), page_size, self.cancel.clone()));
         if !config.listen.is_empty() {
             let api = api.clone();
             let users = Guests::new(move |stream, visitor| api.clone().serve_guest(stream, visitor));

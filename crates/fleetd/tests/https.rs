@@ -96,7 +96,7 @@ impl Rig {
         let server = Server::new(store, config, cancel.clone());
         let mut tasks = JoinSet::new();
         server.start(&mut tasks);
-        let api = Arc::new(Api { server: server.clone(), page_size: 100, cancel: cancel.clone() });
+        let api = Arc::new(Api::new(server.clone(), 100, cancel.clone()));
         let unix = UnixListener::bind(directory.path().join("fleet.sock")).unwrap();
         let local = api.clone();
         tasks.spawn(async move {

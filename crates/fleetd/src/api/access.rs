@@ -266,6 +266,7 @@ mod tests {
             of(Role::Viewer),
             [
                 "discovery",
+                "metrics",
                 "machines",
                 "units",
                 "unit",

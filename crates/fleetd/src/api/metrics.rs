@@ -5,7 +5,7 @@ use crate::metrics::{CONTENT_TYPE, Text};
 use fleet_cluster::model::DesiredState;
 use fleet_registry::Store;
 use hyper::{Response, header};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// An answer with a text of metrics.
 pub(super) fn answer(text: Text) -> Answer {
@@ -31,10 +31,9 @@ impl<S: Store> Api<S> {
         let (mut unplaced, mut problems) = (0, 0);
         let machines = {
             let view = hub.view();
-            let globals: BTreeSet<_> = view.globals().collect();
             for (name, unit) in view.units() {
                 *desired.entry(unit.desired.as_str()).or_default() += 1;
-                let wants = unit.desired != DesiredState::Inactive && !globals.contains(name);
+                let wants = unit.desired != DesiredState::Inactive && !unit.requirements.global;
                 unplaced += usize::from(wants && view.place(name).is_none());
             }
             for (_, _, report) in view.reports() {

@@ -9,6 +9,7 @@
 //! - `users`: the users who come over https
 //! - `access`: who may ask for what
 //! - `metrics`: what is counted
+//! - `old_clients`: what fleetctl 1.0 needs
 //! - `live`: status, journal and events: answers that come from machines or go on
 //!
 //! Bounds: connections, header time, body size and time; every answer but the live ones has a deadline.
@@ -19,6 +20,7 @@ mod live;
 mod machines;
 mod members;
 mod metrics;
+mod old_clients;
 mod page;
 mod resources;
 mod route;
@@ -76,6 +78,7 @@ pub struct Api<S: Store> {
     pub page_size: u16,
     /// Ends live answers.
     pub cancel: CancellationToken,
+    stopped: old_clients::Stopped,
 }
 
 /// Serves one connection of an agent that is no server: says who can answer. Its metrics are its own.
@@ -139,6 +142,11 @@ async fn connection<F>(
 }
 
 impl<S: Store> Api<S> {
+    /// The API of a server; see the fields.
+    pub fn new(server: Server<S>, page_size: u16, cancel: CancellationToken) -> Self {
+        Api { server, page_size, cancel, stopped: old_clients::Stopped::default() }
+    }
+
     /// Serves one connection.
     pub async fn serve(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let cancel = self.cancel.clone();

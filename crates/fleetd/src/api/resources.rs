@@ -1,6 +1,8 @@
 //! Units, states and machines.
 
-use super::{Answer, Api, access::Remote, decode, empty, failure, json, page::Page, read_body, route};
+use super::{
+    Answer, Api, access::Remote, decode, empty, failure, json, old_clients, page::Page, read_body, route,
+};
 use crate::server::{Put, WriteError, hub};
 use fleet_api::types;
 use fleet_cluster::{model::DesiredState, view::View};
@@ -8,7 +10,7 @@ use fleet_registry::Store;
 use fleet_unit::{UnitFile, UnitName, UnitOption};
 use hyper::{HeaderMap, Request, Response, StatusCode, body::Incoming, header};
 use route::Route;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 /// How long a request waits for the registry to be read when fleetd starts.
@@ -42,9 +44,7 @@ impl<S: Store> Api<S> {
             Route::Machines => self.machines(&query),
             Route::PatchMachines => self.patch_machines(request).await,
             Route::Units => self.units(&query),
-            Route::Unit(name) => {
-                self.with_unit(&name, |view, name| json(StatusCode::OK, &resource(view, name)))
-            }
+            Route::Unit(name) => self.unit(&name, request.headers()),
             Route::UnitFile(name) => self.with_unit(&name, |view, name| {
                 let text = view.unit(name).map(|unit| unit.file.text().to_owned()).unwrap_or_default();
                 let mut answer = Response::new(super::full(text));
@@ -145,10 +145,27 @@ impl<S: Store> Api<S> {
         }
     }
 
+    /// One unit. That of a Global unit has no current state here, as in the original: it has one on every machine.
+    fn unit(&self, name: &str, headers: &HeaderMap) -> Answer {
+        let old = old_clients::is_old(headers);
+        self.with_unit(name, |view, name| {
+            let mut unit = resource(view, name);
+            if let Some(unit) = &mut unit {
+                if view.unit(name).is_some_and(|unit| unit.requirements.global) {
+                    unit.current_state.clear();
+                } else if old && self.stopped.shows_launched(name, Instant::now()) {
+                    unit.current_state = DesiredState::Launched.as_str().to_owned();
+                }
+            }
+            json(StatusCode::OK, &unit)
+        })
+    }
+
     async fn put_unit(&self, path_name: &str, request: Request<Incoming>) -> Result<Answer, Answer> {
         let bad = |message: String| failure(StatusCode::BAD_REQUEST, &message);
         check_content_type(request.headers())
             .map_err(|message| failure(StatusCode::UNSUPPORTED_MEDIA_TYPE, &message))?;
+        let old = old_clients::is_old(request.headers());
         let body = decode::unit(&read_body(request.into_body()).await?).map_err(bad)?;
         if !body.name.is_empty() && body.name != path_name {
             return Err(bad(format!(
@@ -169,6 +186,10 @@ impl<S: Store> Api<S> {
             }
         };
         let file = read_file(body.options, &body.file).map_err(bad)?;
+        if let Some(desired) = desired.filter(|_| old) {
+            let before = self.server.hub().view().unit(&name).map(|unit| unit.desired);
+            self.stopped.asked(&name, before.unwrap_or_default(), desired, Instant::now());
+        }
         match self.server.put_unit(&name, file, desired).await {
             Ok(Put::Created) => Ok(empty(StatusCode::CREATED)),
             Ok(Put::Updated) => Ok(empty(StatusCode::NO_CONTENT)),
