@@ -8,6 +8,7 @@ static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
     [
         // The cluster's network and the names of its hosts.
         (r"172\.30\.\d\.", "172.30.7."),
+        (r"172\.30\.7\.1:2379", "172.30.7.1:22379"),
         (r"golden-\d+-\d+-(\d)", "gold-$1"),
         (r"(fleetd/|fleetctl version |fleetd version )[0-9][0-9A-Za-z.+-]*", "$1<VERSION>"),
         (r#"(fleet_build_info\{version=")[^"]*"#, "$1<VERSION>"),
@@ -23,7 +24,7 @@ static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r"(?m)^(   Duration): .*$", "$1: <TIME>"),
         (r"start_time=\[[^\]]*\]", "start_time=[<TIME>]"),
         // What the original's log put before a message: the time, and where in its source.
-        (r"(?m)^<TIME> (DEBUG|INFO|WARN|ERROR) [\w.]+:\d+: ", ""),
+        (r"(?m)^(<TIME>|\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) (DEBUG|INFO|WARN|ERROR) [\w.]+:\d+: ", ""),
         // Processes.
         (r"(Main PID|Process): \d+", "$1: <PID>"),
         (r"pid=\d+", "pid=<PID>"),
@@ -38,7 +39,10 @@ static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r"(?m)^((?:fleet|go|http|process)_[a-z_]+(?:\{.*\})?) -?[0-9][0-9.e+-]*$", "$1 <N>"),
         // What we say in our own words.
         (r#""description": ".*""#, "\"description\": \"<in our own words>\""),
-        (r"(?s)^.*\n\nUsage: fleetctl .*$", "<help text of the command; ours says it in its own words>"),
+        (
+            r"(?s)^(.*\n\nUsage: |NAME:\n.*\n\nUSAGE:\n\t)fleetctl .*$",
+            "<help text of the command; ours says it in its own words>",
+        ),
     ]
     .map(|(pattern, with)| (Regex::new(pattern).expect("a pattern of this file"), with))
     .into()

@@ -83,7 +83,15 @@ fn replay(transcript: &str, stage: Stage) -> Result<()> {
                 bail!("{transcript} {}: no deviation any more, take it off the table", case.number);
             }
         }
-        let Some(answer) = differs(&stage, case, deviation, patience)? else { continue };
+        let answer = match differs(&stage, case, deviation, patience) {
+            Ok(None) => continue,
+            Ok(Some(answer)) => answer,
+            // The others are worth knowing, too.
+            Err(error) => {
+                report += &format!("\n{transcript} {}: {error:#}\n", case.number);
+                continue;
+            }
+        };
         let reason = deviation.map_or("?", |deviation| deviation.reason.as_str());
         if answer == normalised(&case.recorded) {
             report += &format!(
