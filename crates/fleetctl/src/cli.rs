@@ -168,6 +168,11 @@ pub(crate) enum Command {
     /// List machines, edit their metadata, drain them, remove them from the cluster
     #[command(subcommand)]
     Machine(Machine),
+    /// List the servers of the cluster, which of them leads, and how their registry is
+    Servers(Servers),
+    /// Tend the registry that several servers share
+    #[command(subcommand)]
+    Registry(Registry),
     /// Make, list, change and remove the users who may use the API over https
     #[command(subcommand)]
     User(User),
@@ -202,7 +207,36 @@ pub(crate) enum Command {
 }
 
 /// Commands that the original does not have. Its own keep the short forms they have always had.
-pub(crate) const ADDED: [&str; 6] = ["completion", "explain", "join-token", "machine", "man", "user"];
+pub(crate) const ADDED: [&str; 8] =
+    ["completion", "explain", "join-token", "machine", "man", "registry", "servers", "user"];
+
+#[derive(Args, Debug)]
+pub(crate) struct Servers {
+    /// Do not print the line with the names of the columns
+    #[arg(long)]
+    pub(crate) no_legend: bool,
+    /// Do not shorten IDs of machines
+    #[arg(short = 'l', long)]
+    pub(crate) full: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Registry {
+    /// Take the registry in etcd as it is, after it was emptied, exchanged, or put back from a backup
+    #[command(
+        long_about = "Take the registry in etcd as it is, after it was emptied, exchanged, or put back from a backup.\n\n\
+        Servers notice that, and change nothing until an operator has looked. From then on what the registry has is what is wanted: \
+        units that it does not know are stopped."
+    )]
+    Accept(AcceptRegistry),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AcceptRegistry {
+    /// Do it; without this only what it means is said
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum JoinToken {

@@ -21,7 +21,7 @@ use argv::Invocation;
 use clap::Parser;
 use cli::{Cli, Command, Format};
 use commands::bring::{self, Bring};
-use commands::{explain, forward, join_token, journal, list, machine, show, status, take, user};
+use commands::{explain, forward, join_token, journal, list, machine, servers, show, status, take, user};
 use context::{Context, MISUSE};
 use source::Verb;
 use std::process::ExitCode;
@@ -137,6 +137,8 @@ async fn with_cluster(cli: Cli) -> anyhow::Result<i32> {
         Command::Destroy(args) => take::destroy(context, args).await,
         Command::Explain(args) => explain::run(context, &args.units).await,
         Command::JoinToken(command) => join_token::run(context, command).await,
+        Command::Servers(args) => servers::run(context, &args).await,
+        Command::Registry(command) => servers::registry(context, command).await,
         Command::Machine(command) => machine::run(context, command).await,
         Command::User(command) => user::run(context, command).await,
         Command::Verify(_) => Ok(show::verify()),

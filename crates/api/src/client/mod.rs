@@ -21,7 +21,7 @@ pub use transport::{ByteStream, Connecting, Connector};
 
 use crate::types::{
     Drain, Explanation, JoinToken, JoinTokenList, JoinTokenRequest, Machine, MachinePage, Member, MemberList,
-    MetadataOp, NewJoinToken, NewUser, Notice, NoticeList, Unit, UnitOption, UnitPage, UnitState,
+    MetadataOp, NewJoinToken, NewUser, Notice, NoticeList, ServerList, Unit, UnitOption, UnitPage, UnitState,
     UnitStatePage, User, UserList, UserRequest,
 };
 use bytes::Bytes;
@@ -365,6 +365,16 @@ impl Client {
     /// The machines that joined with a token, in the server's order.
     pub async fn members(&self) -> Result<Vec<Member>, Error> {
         self.get(Call::get("members")).await.map(|list: MemberList| list.members)
+    }
+
+    /// The servers of the cluster, and the members of their registry.
+    pub async fn servers(&self) -> Result<ServerList, Error> {
+        self.get(Call::get("servers")).await
+    }
+
+    /// Takes a registry that was exchanged for the right one.
+    pub async fn accept_registry(&self) -> Result<(), Error> {
+        self.call(Call { method: Method::POST, ..Call::get("registry/accept") }).await.map(drop)
     }
 
     /// Makes a join token.

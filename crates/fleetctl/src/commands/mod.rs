@@ -8,6 +8,7 @@ pub(crate) mod journal;
 pub(crate) mod list;
 pub(crate) mod machine;
 mod report;
+pub(crate) mod servers;
 pub(crate) mod show;
 pub(crate) mod status;
 pub(crate) mod take;

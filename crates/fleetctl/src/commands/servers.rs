@@ -1,0 +1,106 @@
+//! servers and registry: the servers of the cluster, and the registry they share.
+use super::list::print_table;
+use crate::cli::{Registry, Servers};
+use crate::context::{Context, print_json, print_line};
+use crate::dates;
+use anyhow::Result;
+use fleet_api::client::Error;
+use fleet_api::types::{RegistryMember, Server};
+
+const SERVERS: [&str; 5] = ["machine", "address", "role", "version", "started"];
+const REGISTRY: [&str; 3] = ["registry", "health", "detail"];
+
+/// Lists the servers, and the members of their registry. Not zero when one of these is not well.
+pub(crate) async fn run(context: &Context, args: &Servers) -> Result<i32> {
+    let list = match context.client.servers().await {
+        Ok(list) => list,
+        Err(error) => return Ok(fail(context, "Error retrieving list of servers: ", &error)),
+    };
+    let code = i32::from(list.registry.iter().any(|member| !member.healthy));
+    if context.json() {
+        print_json(&list)?;
+        return Ok(code);
+    }
+    print_table(&SERVERS, list.servers.iter().map(|server| row(server, args.full)), args.no_legend)?;
+    if !list.registry.is_empty() {
+        print_line("")?;
+        print_table(&REGISTRY, list.registry.iter().map(member), args.no_legend)?;
+    }
+    Ok(code)
+}
+
+fn row(server: &Server, full: bool) -> Vec<String> {
+    let id = if full { server.machine_id.clone() } else { format!("{:.8}...", server.machine_id) };
+    let address = if server.address.is_empty() { "-" } else { &server.address };
+    let role = if server.leader { "leader" } else { "follower" };
+    vec![id, address.to_owned(), role.to_owned(), server.version.clone(), dates::date(server.started)]
+}
+
+fn member(member: &RegistryMember) -> Vec<String> {
+    let health = match (member.healthy, member.in_use) {
+        (true, true) => "ok,used",
+        (true, false) => "ok",
+        (false, _) => "failing",
+    };
+    vec![member.endpoint.clone(), health.to_owned(), member.detail.clone()]
+}
+
+/// Carries out a command about the registry itself.
+pub(crate) async fn registry(context: &Context, command: Registry) -> Result<i32> {
+    match command {
+        Registry::Accept(args) if !args.yes => {
+            eprintln!(
+                "The registry in etcd is not the one that was there before. What it has is taken for what is wanted: units that it does \
+                 not know are stopped where they run. Look at it first; then: fleetctl registry accept --yes"
+            );
+            Ok(1)
+        }
+        Registry::Accept(_) => match context.client.accept_registry().await {
+            Ok(()) => {
+                print_line("Accepted the registry as it is")?;
+                Ok(0)
+            }
+            Err(error) => Ok(fail(context, "Error accepting the registry: ", &error)),
+        },
+    }
+}
+
+fn fail(context: &Context, before: &str, error: &Error) -> i32 {
+    if error.is_unknown_resource() {
+        eprintln!("{before}this server knows no other servers; it is older than fleet 2.");
+        return 1;
+    }
+    context.fail(before, error, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows() {
+        let server = Server {
+            address: "10.0.0.1:4919".into(),
+            leader: true,
+            machine_id: "4a1e0c2fb7d94e6c8f3a51d2c07e9b11".into(),
+            started: 1_795_200_000,
+            version: "2.0.0".into(),
+        };
+        let date = dates::date(1_795_200_000);
+        assert_eq!(row(&server, false).join("|"), format!("4a1e0c2f...|10.0.0.1:4919|leader|2.0.0|{date}"));
+        let other = Server { address: String::new(), leader: false, ..server };
+        assert_eq!(
+            row(&other, true).join("|"),
+            format!("4a1e0c2fb7d94e6c8f3a51d2c07e9b11|-|follower|2.0.0|{date}")
+        );
+        let etcd = RegistryMember {
+            detail: "etcd 3.4.23, leader".into(),
+            endpoint: "http://10.0.0.1:2379".into(),
+            healthy: true,
+            in_use: true,
+        };
+        assert_eq!(member(&etcd).join("|"), "http://10.0.0.1:2379|ok,used|etcd 3.4.23, leader");
+        let failing = RegistryMember { healthy: false, ..etcd };
+        assert_eq!(member(&failing)[1], "failing");
+    }
+}
