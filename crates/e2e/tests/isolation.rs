@@ -102,10 +102,15 @@ impl Rig {
 
     /// Waits until all units that a host had run elsewhere.
     fn until_elsewhere(&self, host: usize) -> Result<()> {
-        let ip = self.fleet.cluster.host(host).ip();
+        // By its ID, which tables show for a machine that is gone, too.
+        let id = &self.fleet.cluster.host(host).machine_id()[..8];
         until("its units run elsewhere", || {
             let list = self.fleet.ok("list-units --no-legend --fields=unit,machine,active")?;
-            Ok(list.matches("\tactive").count() == 2 * EACH && !list.contains(ip))
+            let runs = |unit: &String| {
+                let mut lines = list.lines().filter(|line| line.starts_with(unit.as_str()));
+                lines.any(|line| line.ends_with("\tactive") && !line.contains(id))
+            };
+            Ok(self.stop.iter().chain(&self.keep).all(runs) && !list.contains(id))
         })
     }
 

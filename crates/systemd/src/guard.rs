@@ -36,6 +36,8 @@ const FORMAT: &str = "fleet-guard 1";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// More than all units of a machine take, bytes.
 const MOST: u64 = 64 << 20;
+/// How often the file is read where it can't be watched.
+const UNWATCHED: Duration = Duration::from_millis(250);
 /// Names on one command line.
 const NAMES: usize = 200;
 
@@ -97,22 +99,31 @@ pub fn read(path: &Path) -> io::Result<Option<Guarded>> {
 #[derive(Debug)]
 pub struct Alarm {
     timer: OwnedFd,
-    changes: OwnedFd,
+    /// Tells of changes; without it they are looked for.
+    changes: Option<OwnedFd>,
 }
 
 impl Alarm {
-    /// Watches the file at `path`; its directory has to be there.
+    /// Watches the file at `path`.
     pub fn new(path: &Path) -> io::Result<Self> {
         let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        let changes = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        let what = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::DELETE;
-        inotify::add_watch(&changes, path.parent().unwrap_or(Path::new("/")), what)?;
-        Ok(Alarm { timer, changes })
+        let changes = watch(path.parent().unwrap_or(Path::new("/"))).map_err(|error| {
+            // Others on the machine can use up what there is of these, and the guard has to run all the same.
+            tracing::warn!(
+                "{} can't be watched ({error}; see fs.inotify in sysctl(8)), so it is read often",
+                path.display()
+            );
+        });
+        Ok(Alarm { timer, changes: changes.ok() })
     }
 
     /// Waits for a change, and not longer than to `at`.
     pub fn wait(&self, at: Option<Duration>) -> io::Result<()> {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let at = match self.changes {
+            Some(_) => at,
+            None => Some(at.unwrap_or(Duration::MAX).min(clock() + UNWATCHED)),
+        };
         // A time of zero would disarm it; as good as never is never, since it takes no larger numbers.
         let at = at.map(|at| at.clamp(Duration::from_nanos(1), Duration::from_secs(1 << 40)));
         let value = at.map_or(zero, |at| Timespec {
@@ -121,7 +132,8 @@ impl Alarm {
         });
         let setting = Itimerspec { it_interval: zero, it_value: value };
         timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &setting)?;
-        let mut fds = [PollFd::new(&self.timer, PollFlags::IN), PollFd::new(&self.changes, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&self.timer, PollFlags::IN)];
+        fds.extend(self.changes.as_ref().map(|changes| PollFd::new(changes, PollFlags::IN)));
         match poll(&mut fds, None) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok(()),
@@ -129,9 +141,18 @@ impl Alarm {
         }
         // Only that there was something counts.
         let mut buffer = [0; 4096];
-        while let Ok(1..) = rustix::io::read(&self.changes, &mut buffer) {}
+        if let Some(changes) = &self.changes {
+            while let Ok(1..) = rustix::io::read(changes, &mut buffer) {}
+        }
         Ok(())
     }
+}
+
+fn watch(directory: &Path) -> io::Result<OwnedFd> {
+    let changes = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+    let what = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::DELETE;
+    inotify::add_watch(&changes, directory, what)?;
+    Ok(changes)
 }
 
 /// The active states of units, as systemd says them: `active`, `inactive`, `deactivating`, …
@@ -236,5 +257,11 @@ mod tests {
             crate::files::tell_guard(&path, told.as_ref()).unwrap();
             alarm.wait(None).unwrap();
         }
+        // Where nothing can be watched it wakes without a word.
+        let alarm = Alarm::new(&path.join("not/there")).unwrap();
+        alarm.wait(None).unwrap();
+        let at = clock() + Duration::from_millis(20);
+        alarm.wait(Some(at)).unwrap();
+        assert!(clock() >= at);
     }
 }

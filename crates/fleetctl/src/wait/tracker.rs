@@ -180,7 +180,10 @@ impl Tracker {
         let verdict = judge(goal, source, event, stale);
         unit.done = verdict.is_some();
         unit.latest = Some(event.clone());
-        let unplaced = goal.needs_machine() && event.explanation.machine_id.is_empty() && !event.global;
+        // What the cluster holds up for a while is not given up for that.
+        let explanation = &event.explanation;
+        let nowhere = explanation.machine_id.is_empty() && explanation.delayed.is_empty();
+        let unplaced = goal.needs_machine() && nowhere && !event.global;
         unit.unplaced_since = if unplaced { unit.unplaced_since.or(Some(now)) } else { None };
         verdict.map(|verdict| (name.clone(), verdict))
     }
@@ -587,10 +590,12 @@ mod tests {
 
     #[test]
     fn what_the_cluster_holds_up_is_said() {
-        let mut it = tracker(Goal::Launched, false);
+        let mut it = tracker(Goal::Launched, true);
         let mut held = event("launched", "inactive", "");
+        held.explanation.machine_id.clear();
         held.explanation.delayed = "many machines vanished at once".into();
         it.take(Instant::now(), &Event::Unit(held));
+        assert_eq!(it.deadline(), None, "it has an end");
         let waiting: Vec<_> = it.waiting().map(|(_, what)| what).collect();
         assert_eq!(waiting, [Waiting::Delayed("many machines vanished at once".into())]);
     }
