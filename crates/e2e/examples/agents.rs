@@ -21,8 +21,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Agents that join at the same time.
-const AT_ONCE: usize = 16;
+/// Agents that join at the same time: a server lets only a few in at once.
+const AT_ONCE: usize = 4;
 /// Changed units that the median is taken of.
 const CHANGES: usize = 201;
 /// How long anything may take.
