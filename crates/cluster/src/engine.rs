@@ -202,10 +202,8 @@ impl Engine {
         }
     }
 
-    /// Notes what a change to the view may ask to be decided.
-    ///
-    /// A decision that could not be committed though nothing about its unit changed has to be noted too, as
-    /// a change of that unit.
+    /// Notes what a change to the view may ask to be decided. Decisions that were not carried out need not be noted: those
+    /// that are not in the view the next time count as such.
     pub fn note(&mut self, effects: &Effects) {
         self.marked.extend(effects.units.iter().cloned());
         self.machines.extend(effects.machines.iter().cloned());
@@ -318,6 +316,19 @@ impl Engine {
             self.marked = view.names().cloned().collect();
             self.replacement_epoch = view.replacement_epoch();
             return;
+        }
+        for (name, to) in &proposed {
+            let place = view.place(name).map(|(id, _)| id);
+            if place == to.as_ref() {
+                continue;
+            }
+            // It was not carried out. What was decided with it, or left as it is, was so for nothing.
+            self.marked.insert(name.clone());
+            self.marked.extend(view.followers(name).cloned());
+            for id in place.into_iter().chain(to.as_ref()) {
+                self.marked.extend(view.site(id).held.iter().cloned());
+                self.room.insert(id.clone());
+            }
         }
         for id in machines {
             self.marked.extend(view.scheduled_on(&id).chain(view.reported_on(&id)).cloned());

@@ -499,12 +499,31 @@ fn circular_replacement_does_not_count() {
 }
 
 #[test]
-fn a_decision_that_was_not_committed_is_made_again_when_noted() {
+fn a_decision_that_was_not_committed_is_made_again() {
     let mut cluster = Cluster::with_machines([1]);
     cluster.start("a.service", "");
     let first = cluster.engine.decide(&cluster.view, cluster.now, 9);
     assert_eq!(first.len(), 1);
-    assert_eq!(cluster.engine.decide(&cluster.view, cluster.now, 9), []);
-    cluster.engine.note(&Effects { units: [name("a.service")].into(), ..Effects::default() });
     assert_eq!(cluster.engine.decide(&cluster.view, cluster.now, 9), first);
+    cluster.commit(&first);
+    assert_eq!(cluster.settle(), []);
+}
+
+/// Another decision, or that there is nothing to decide, may stand on one that is not carried out in the end.
+#[test]
+fn what_stood_on_a_decision_that_was_dropped_is_decided_anew() {
+    let mut cluster = Cluster::with_machines([1]);
+    cluster.start("b.service", "Global=true");
+    cluster.start("c.service", "MachineOf=b.service");
+    cluster.settle();
+    assert_eq!(cluster.at("c.service"), Some(1));
+    // It is about to be placed where it was Global, so what follows it may stay …
+    cluster.start("b.service", "");
+    let decisions = cluster.engine.decide(&cluster.view, cluster.now, usize::MAX);
+    assert_eq!(decisions.len(), 1, "{decisions:#?}");
+    // … but that is not committed, since its user has changed his mind.
+    cluster.submit("b.service", "", DesiredState::Inactive);
+    cluster.settle();
+    assert_eq!(cluster.at("c.service"), None);
+    check_rest(&cluster).unwrap();
 }

@@ -77,6 +77,7 @@ impl<S: Store> Server<S> {
                 }
             };
             tokio::select! {
+                biased;
                 () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
                 () = mailbox.wait() => {}
                 () = wake => {}
@@ -91,6 +92,7 @@ impl<S: Store> Server<S> {
                     break;
                 }
                 let carried_out = tokio::select! {
+                    biased;
                     () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
                     carried_out = self.carry_out(&decisions, mandate.term) => carried_out,
                 };
@@ -99,10 +101,10 @@ impl<S: Store> Server<S> {
                     self.metrics.round_failed();
                     self.trouble("writing the schedule", &error);
                     tokio::select! {
+                        biased;
                         () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
                         () = tokio::time::sleep(RETRY) => {}
                     }
-                    engine.note(&again(&decisions));
                 } else {
                     self.metrics.round(round.elapsed());
                 }
@@ -128,8 +130,9 @@ impl<S: Store> Server<S> {
         self.hub.set_delays(BTreeMap::new());
     }
 
-    /// Commits decisions and waits until the view has them. A decision whose ground has changed meanwhile is
-    /// dropped: that change asks for a new one.
+    /// Commits decisions and waits until the view has them. A decision whose ground has changed meanwhile is dropped. So are
+    /// those after it: they were made as if it were carried out (a unit has to go because another takes its place). The
+    /// engine sees which are not in the view.
     async fn carry_out(&self, decisions: &[Decision], term: Option<Revision>) -> Result<(), Failed> {
         let mut newest = 0;
         for batch in decisions.chunks(BATCH) {
@@ -138,27 +141,25 @@ impl<S: Store> Server<S> {
                 Err(Failed::Store(StoreError::Conflict(_))) => {
                     for decision in batch {
                         match self.write_schedule(std::slice::from_ref(decision), term).await {
-                            Ok(revision) => newest = revision,
+                            Ok(revision) => {
+                                newest = revision;
+                                tell(decision);
+                            }
                             Err(Failed::Store(StoreError::Conflict(conflict))) => {
                                 debug!(unit = %decision.unit, "decision dropped: {conflict}");
-                                continue;
+                                // The revision of now: what was in the way has to be seen before anything is decided.
+                                let now = self.store.commit(Txn::default()).await?;
+                                self.hub.reached(now).await;
+                                return Ok(());
                             }
                             Err(failed) => return Err(failed),
                         }
                     }
+                    continue;
                 }
                 Err(failed) => return Err(failed),
             }
-            for decision in batch {
-                match &decision.machine {
-                    Some(machine) => {
-                        info!(unit = %decision.unit, %machine, "placed {} on {machine}: {}", decision.unit, decision.reason);
-                    }
-                    None => {
-                        info!(unit = %decision.unit, "took {} off its machine: {}", decision.unit, decision.reason)
-                    }
-                }
-            }
+            batch.iter().for_each(tell);
         }
         self.hub.reached(newest).await;
         Ok(())
@@ -202,6 +203,14 @@ impl Drop for Leads {
     }
 }
 
+fn tell(decision: &Decision) {
+    let Decision { unit, machine, reason, .. } = decision;
+    match machine {
+        Some(machine) => info!(%unit, %machine, "placed {unit} on {machine}: {reason}"),
+        None => info!(%unit, "took {unit} off its machine: {reason}"),
+    }
+}
+
 fn transaction(decisions: &[Decision], term: Option<Revision>) -> Txn {
     let mut txn = Txn::default();
     // First, so that a leader whose term is over learns that, whatever else changed.
@@ -220,11 +229,4 @@ fn transaction(decisions: &[Decision], term: Option<Revision>) -> Txn {
         });
     }
     txn
-}
-
-fn again(decisions: &[Decision]) -> fleet_cluster::view::Effects {
-    fleet_cluster::view::Effects {
-        units: decisions.iter().map(|decision| decision.unit.clone()).collect(),
-        ..Default::default()
-    }
 }
