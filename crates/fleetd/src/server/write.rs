@@ -107,7 +107,10 @@ impl<S: Store> Server<S> {
             let known =
                 self.hub.view().unit(name).map(|unit| (unit.file.clone(), unit.desired, unit.revision));
             let (put, file, desired, guard) = match (known, &file) {
-                (None, None) => return Err(WriteError::NoFile),
+                (None, None) => match self.is_current(name, 0).await? {
+                    true => return Err(WriteError::NoFile),
+                    false => continue,
+                },
                 (None, Some(file)) => (Put::Created, file.clone(), desired.unwrap_or_default(), 0),
                 (Some((known, _, revision)), Some(file)) if known.hash() != file.hash() => {
                     (Put::Created, file.clone(), desired.unwrap_or_default(), revision)
@@ -115,7 +118,10 @@ impl<S: Store> Server<S> {
                 (Some((known, before, revision)), _) => {
                     let Some(desired) = desired else { return Err(WriteError::NoDesiredState) };
                     if desired == before {
-                        return Ok(Put::Updated);
+                        match self.is_current(name, revision).await? {
+                            true => return Ok(Put::Updated),
+                            false => continue,
+                        }
                     }
                     (Put::Updated, known, desired, revision)
                 }
@@ -139,12 +145,17 @@ impl<S: Store> Server<S> {
     /// Destroys a unit: its record and its place go at once; its machine stops it and takes it away.
     pub async fn delete_unit(&self, name: &UnitName) -> Result<(), WriteError> {
         for _ in 0..ATTEMPTS {
-            let (unit, place) = if self.hub.unreadable(name).is_some() {
-                (self.stored(&unit_key(name)).await?, self.stored(&schedule_key(name)).await?)
+            let known = if self.hub.unreadable(name).is_some() {
+                Some((self.stored(&unit_key(name)).await?, self.stored(&schedule_key(name)).await?))
             } else {
                 let view = self.hub.view();
-                let Some(unit) = view.unit(name) else { return Err(WriteError::NoUnit) };
-                (unit.revision, view.place(name).map_or(0, |(_, revision)| revision))
+                let place = view.place(name).map_or(0, |(_, revision)| revision);
+                view.unit(name).map(|unit| (unit.revision, place))
+            };
+            let (unit, place) = match known {
+                Some(known) => known,
+                None if self.is_current(name, 0).await? => return Err(WriteError::NoUnit),
+                None => continue,
             };
             let mut txn = Txn {
                 compares: vec![
@@ -239,6 +250,11 @@ impl<S: Store> Server<S> {
             None => MachineRecord { format: FORMAT, ..MachineRecord::default() },
         };
         Ok((record, Compare { key, revision }))
+    }
+
+    /// Whether the view is right about a unit: where nothing is written, nothing else would show that another server knows more.
+    async fn is_current(&self, name: &UnitName, revision: Revision) -> Result<bool, WriteError> {
+        Ok(self.try_commit(Txn::default().when(unit_key(name), revision)).await?.is_some())
     }
 
     /// Commits; `None` when a guard did not hold, after the view has caught up with the store.
