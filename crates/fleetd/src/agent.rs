@@ -202,8 +202,25 @@ impl<S: Systemd> Agent<S> {
                     None => std::future::pending().await,
                 }
             };
+            // What was done comes first, then what is wanted now, then the rest: each of them waits for the agent, so none can keep
+            // it busy for long.
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => break,
+                Some(done) = self.jobs.join_next() => match done {
+                    Ok(done) => {
+                        self.job_done(done).await;
+                        // Those that ended meanwhile, too, so that their states are asked together.
+                        while let Some(Ok(done)) = self.jobs.try_join_next() {
+                            self.job_done(done).await;
+                        }
+                    }
+                    Err(error) => {
+                        // A task that panicked is a mistake in fleetd: it starts anew from what is on the machine.
+                        error!("a job could not be carried out: {error}");
+                        break;
+                    }
+                },
                 message = message => match message {
                     Some(message) => self.take(message),
                     None => {
@@ -222,20 +239,6 @@ impl<S: Systemd> Agent<S> {
                         session = Some(end);
                     }
                     None => break,
-                },
-                Some(done) = self.jobs.join_next() => match done {
-                    Ok(done) => {
-                        self.job_done(done).await;
-                        // Those that ended meanwhile, too, so that their states are asked together.
-                        while let Some(Ok(done)) = self.jobs.try_join_next() {
-                            self.job_done(done).await;
-                        }
-                    }
-                    Err(error) => {
-                        // A task that panicked is a mistake in fleetd: it starts anew from what is on the machine.
-                        error!("a job could not be carried out: {error}");
-                        break;
-                    }
                 },
                 notice = notices.recv() => match notice {
                     Some(Notice::Units(names)) => self.look_again(names),
@@ -303,6 +306,7 @@ impl<S: Systemd> Agent<S> {
             }
             let look = self.wake_at().unwrap_or(deadline).min(deadline);
             tokio::select! {
+                biased;
                 Some(Ok(done)) = self.jobs.join_next() => self.job_done(done).await,
                 Some(notice) = notices.recv() => match notice {
                     Notice::Units(names) => self.look_again(names),
@@ -497,6 +501,8 @@ impl<S: Systemd> Agent<S> {
             self.arm(arm).await;
         }
         if !start.is_empty() {
+            // One that may run on in isolation now must not be stopped for what its older file said.
+            self.disarm().await;
             self.start(start).await;
         }
         if !install.is_empty() {

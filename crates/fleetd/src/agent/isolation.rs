@@ -167,14 +167,15 @@ impl<S: Systemd> Agent<S> {
         }
     }
 
-    /// Has units guarded no more that are not here any more.
+    /// Has units guarded no more that are not here any more, or may run on in isolation by the file they have now.
     pub(super) async fn disarm(&mut self) {
         let is_here = |name: &UnitName| self.slots.get(name).is_some_and(Slot::is_here);
         let is_coming = |name: &UnitName| {
             let wanted = self.wanted.as_ref().and_then(|wanted| wanted.get(name));
-            self.isolation.units.contains(name) && self.isolation.still_wanted(name, wanted).is_some()
+            self.isolation.still_wanted(name, wanted).is_some()
         };
-        let keep = |name: &UnitName| is_here(name) || is_coming(name);
+        let keep =
+            |name: &UnitName| self.isolation.units.contains(name) && (is_here(name) || is_coming(name));
         if self.wanted.is_none() || self.isolation.guarded.keys().all(keep) {
             return;
         }
@@ -189,11 +190,11 @@ impl<S: Systemd> Agent<S> {
                 self.presence.guard(guarded.clone()).await
             }
         };
-        if let Err(error) = told.await {
-            // It does no harm: it looks after units that are not there.
-            warn!("the guard can't be told that units are gone: {error}");
+        match told.await {
+            Ok(()) => self.isolation.guarded = guarded,
+            // Tried again; meanwhile it mostly looks after units that are not there.
+            Err(error) => warn!("the guard can't be told that units are gone: {error}"),
         }
-        self.isolation.guarded = guarded;
     }
 
     /// Waits, when the machine shuts down, until nothing runs that may be started elsewhere only then; false if that

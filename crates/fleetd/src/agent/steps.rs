@@ -28,6 +28,11 @@ impl<S: Systemd> Agent<S> {
             slot.observed.job = Some(job);
             slot.job = number;
             slot.problem = None;
+            if job == Job::Stop {
+                // It may be stopped while it starts; as what it was before it must not be reported any more.
+                slot.observed.systemd = None;
+                self.dirty.insert(name.clone());
+            }
         }
         if let (Job::Start, Some((jobs, _))) = (job, &mut self.batch) {
             jobs.insert(number);
@@ -112,10 +117,10 @@ impl<S: Systemd> Agent<S> {
             match result {
                 Ok(()) => {
                     // A unit that systemd may have loaded from an older file has to be read again.
-                    if slot.observed.systemd.take().is_some() || slot.observed.text.is_some() {
-                        changed.push(name.clone());
+                    let before = slot.observed.text.replace(file.shared_text());
+                    if slot.observed.systemd.take().is_some() || before.is_some() {
+                        changed.push((name.clone(), before));
                     }
-                    slot.observed.text = Some(file.shared_text());
                     self.succeed(&name);
                     self.dirty.insert(name);
                 }
@@ -123,13 +128,15 @@ impl<S: Systemd> Agent<S> {
             }
         }
         if !changed.is_empty() {
-            match self.systemd.reload_if_needed(&changed).await {
+            let names: Vec<_> = changed.iter().map(|(name, _)| name.clone()).collect();
+            match self.systemd.reload_if_needed(&names).await {
                 Ok(reloaded) => debug!(reloaded, "{} unit files changed", changed.len()),
                 Err(error) => {
-                    for name in changed {
-                        // Written again at the next attempt, so that the reload is not forgotten.
+                    for (name, before) in changed {
+                        // Written again at the next attempt, so that the reload is not forgotten; or taken away, should nobody want
+                        // it any more by then: there is a file.
                         if let Some(slot) = self.slots.get_mut(&name) {
-                            slot.observed.text = None;
+                            slot.observed.text = Some(before.unwrap_or_default());
                         }
                         self.fail(&name, error.to_string());
                     }
