@@ -14,6 +14,7 @@
 use super::Server;
 use anyhow::Context;
 use fleet_cluster::model::{MachineId, Revision};
+use fleet_registry::records::PRESENCES;
 use fleet_registry::{Entry, Event, LeaseId, Op, Snapshot, Store, StoreError, Txn};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -91,6 +92,8 @@ pub(super) struct Leader {
 #[derive(Debug)]
 pub(super) struct Peers {
     servers: Mutex<BTreeMap<MachineId, ServerRecord>>,
+    /// The revisions at which the presences of machines were written: by which session, so to say.
+    presences: Mutex<BTreeMap<MachineId, Revision>>,
     leader: watch::Sender<Option<Leader>>,
     /// When the registry was reached last; none before the first time.
     reached: watch::Sender<Option<Instant>>,
@@ -102,6 +105,7 @@ impl Default for Peers {
     fn default() -> Self {
         Peers {
             servers: Mutex::default(),
+            presences: Mutex::default(),
             leader: watch::Sender::new(None),
             reached: watch::Sender::new(None),
             trouble: Mutex::default(),
@@ -113,15 +117,19 @@ impl Peers {
     /// Takes what a snapshot of the registry says of servers; forgets what was known.
     pub(super) fn reset(&self, snapshot: &Snapshot) {
         let mut servers = BTreeMap::new();
+        let mut presences = BTreeMap::new();
         let mut leader = None;
         for entry in &snapshot.entries {
             if &*entry.key == LEADER {
                 leader = read_leader(entry);
             } else if let Some((id, record)) = read_server(&entry.key, Some(entry)) {
                 servers.extend(record.map(|record| (id, record)));
+            } else if let Some(id) = present(&entry.key) {
+                presences.insert(id, entry.revision);
             }
         }
         *lock(&self.servers) = servers;
+        *lock(&self.presences) = presences;
         self.set_leader(leader);
     }
 
@@ -135,7 +143,18 @@ impl Peers {
                 Some(record) => servers.insert(id, record),
                 None => servers.remove(&id),
             };
+        } else if let Some(id) = present(&event.key) {
+            let mut presences = lock(&self.presences);
+            match &event.entry {
+                Some(entry) => presences.insert(id, entry.revision),
+                None => presences.remove(&id),
+            };
         }
+    }
+
+    /// The revision at which a machine's presence was written; 0: it has none.
+    pub(super) fn presence(&self, id: &MachineId) -> Revision {
+        lock(&self.presences).get(id).copied().unwrap_or_default()
     }
 
     fn set_leader(&self, leader: Option<Leader>) {
@@ -183,6 +202,11 @@ fn read_leader(entry: &Entry) -> Option<Leader> {
     }
 }
 
+/// The machine whose presence is under a key; `None` when it is the key of something else.
+fn present(key: &str) -> Option<MachineId> {
+    MachineId::parse(key.strip_prefix(PRESENCES)?).ok()
+}
+
 /// What a key says of a server; `None` when it is the key of something else.
 fn read_server(key: &str, entry: Option<&Entry>) -> Option<(MachineId, Option<ServerRecord>)> {
     let id = MachineId::parse(key.strip_prefix(SERVERS)?).ok()?;
@@ -209,6 +233,7 @@ impl<S: Store> Server<S> {
         let mut lease = None;
         loop {
             let renewed = tokio::select! {
+                biased;
                 () = self.cancel.cancelled() => break,
                 renewed = tokio::time::timeout(DEADLINE, self.renew(&mut lease, &key, &value)) => renewed,
             };
@@ -227,6 +252,7 @@ impl<S: Store> Server<S> {
                 }
             };
             tokio::select! {
+                biased;
                 () = self.cancel.cancelled() => break,
                 () = tokio::time::sleep(pause) => {}
             }

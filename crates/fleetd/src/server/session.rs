@@ -87,11 +87,13 @@ impl<S: Store> Server<S> {
             complete: false,
             lease: None,
             written: false,
+            doubtful: false,
             presence: 0,
             pace: Pace::new(if self.config.shared_registry { SHARED_STEP } else { OWN_STEP }),
             dismissed: false,
         };
         let ended = tokio::select! {
+            biased;
             () = self.cancel.cancelled() => Ok(()),
             ended = async {
                 // From here on a removal cancels `removed`. One between the admission and here did not; and who has let go of its
@@ -146,6 +148,8 @@ pub(super) struct Session<'a, S: Store> {
     pub(super) lease: Option<LeaseId>,
     /// Whether the store has the present reports.
     written: bool,
+    /// Whether an older write may still arrive at the store and take the place of a newer one.
+    doubtful: bool,
     /// The revision at which this session wrote the machine's presence.
     pub(super) presence: Revision,
     pace: Pace,
@@ -165,17 +169,24 @@ impl<S: Store> Session<'_, S> {
             return self.dismiss(receive, beats).await;
         }
         // Nothing is said to the agent before the view is complete and has its machine: absence is no instruction.
-        while let Err(error) = self.begin().await {
-            self.server.trouble(&format!("writing the presence of machine {}", self.hello.id), &error);
+        loop {
+            match self.begin().await {
+                Ok(()) if self.look_at_all(mailbox) => break,
+                Ok(()) => {
+                    warn!(machine = %self.hello.id, "presence ran out as soon as it was written; trying again")
+                }
+                Err(error) => {
+                    self.server.trouble(&format!("writing the presence of machine {}", self.hello.id), &error);
+                }
+            }
             tokio::time::sleep(RETRY).await;
+            // Only who still gives signs of life here is spoken for: the agent may have gone on to another server, and the
+            // presence of that session must not be overwritten.
+            while beats.try_recv().is_ok() {}
+            if beats.recv().await.is_none() {
+                return Ok(());
+            }
         }
-        mailbox.take();
-        let wanted = self.server.hub.view().all_wanted(&self.hello.id);
-        self.told = wanted.into_iter().map(|(name, wanted)| (name, wanted.into())).collect();
-        for name in self.server.hub.all_unreadable() {
-            self.told.entry(name).or_insert(Instruction::Leave);
-        }
-        self.ever_told.extend(self.told.keys().cloned());
         if self.send.send(ToAgent::Snapshot(self.told.clone())).await.is_err() {
             return Ok(());
         }
@@ -207,6 +218,24 @@ impl<S: Store> Session<'_, S> {
                 }
             }
         }
+    }
+
+    /// Finds out all that the agent is to be told; false when the view does not have the machine (any more).
+    fn look_at_all(&mut self, mailbox: &super::hub::Mailbox<BTreeSet<UnitName>>) -> bool {
+        mailbox.take();
+        {
+            let view = self.server.hub.view();
+            if view.machine(&self.hello.id).is_none() {
+                return false;
+            }
+            let wanted = view.all_wanted(&self.hello.id);
+            self.told = wanted.into_iter().map(|(name, wanted)| (name, wanted.into())).collect();
+        }
+        for name in self.server.hub.all_unreadable() {
+            self.told.entry(name).or_insert(Instruction::Leave);
+        }
+        self.ever_told.extend(self.told.keys().cloned());
+        true
     }
 
     /// When the states are to be written, if they are.
@@ -306,6 +335,8 @@ impl<S: Store> Session<'_, S> {
             return;
         }
         let renewed = match self.lease {
+            // An older session may have written it meanwhile; under its lease it would run out though this one is renewed.
+            Some(_) if self.server.peers.presence(&id) != self.presence => self.begin().await,
             Some(lease) => self.server.store.keep_alive(lease).await,
             None => self.begin().await,
         };
@@ -349,15 +380,19 @@ impl<S: Store> Session<'_, S> {
         }
     }
 
-    /// Begins a lease and writes the machine's presence under it.
+    /// Begins a lease and writes the machine's presence under it, unless another session did so while this one was about it.
     async fn begin(&mut self) -> Result<(), StoreError> {
+        self.server.hub.reached(1).await;
+        let known = self.server.peers.presence(&self.hello.id);
         let lease = self.server.store.grant(self.server.config.agent_ttl).await?;
         let ops = vec![put_presence(&self.hello.id, &self.presence(false), lease)];
-        let revision = self.server.store.commit(Txn { compares: Vec::new(), ops }).await?;
+        let guard = Compare { key: presence_key(&self.hello.id), revision: known };
+        let revision = self.server.store.commit(Txn { compares: vec![guard], ops }).await?;
         self.server.hub.reached(revision).await;
         self.lease = Some(lease);
         self.presence = revision;
         self.written = false;
+        self.doubtful = false;
         Ok(())
     }
 
@@ -369,6 +404,14 @@ impl<S: Store> Session<'_, S> {
 
     /// Writes the states; false when the agent has a newer session.
     pub(super) async fn write(&mut self) -> bool {
+        if self.lease.is_some() && self.doubtful {
+            // What was written for this session's present presence is refused once that is written anew.
+            if let Err(error) = self.begin().await {
+                self.pace.failed(Instant::now() + RETRY);
+                self.server.trouble(&format!("writing the presence of machine {}", self.hello.id), &error);
+                return true;
+            }
+        }
         let Some(lease) = self.lease else { return true };
         let id = &self.hello.id;
         let ops = vec![put_states(id, &self.reports, lease)];
@@ -386,6 +429,7 @@ impl<S: Store> Session<'_, S> {
                 return false;
             }
             Err(error) => {
+                self.doubtful |= matches!(error, StoreError::Unknown(_));
                 self.pace.failed(Instant::now() + RETRY);
                 self.server.trouble(&format!("writing the states of machine {id}"), &error);
             }
