@@ -118,6 +118,7 @@ impl<S: Systemd> Task<S> {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         loop {
             tokio::select! {
+                biased;
                 command = commands.recv() => match command {
                     Some(Command::Session(session)) => {
                         self.session = session;

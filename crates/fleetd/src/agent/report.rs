@@ -80,6 +80,7 @@ impl<S: Systemd> Agent<S> {
         self.questions.spawn(async move {
             loop {
                 let piece = tokio::select! {
+                    biased;
                     () = request.answer.closed() => return,
                     piece = output.recv() => piece,
                 };

@@ -69,6 +69,7 @@ impl<S: Store> Session<'_, S> {
         while !self.complete || !self.reports.is_empty() {
             let write_at = self.write_at();
             tokio::select! {
+                biased;
                 message = receive.recv() => match message {
                     Some(message) => self.take(message),
                     None => return false,

@@ -15,6 +15,7 @@ impl<S: Store> Server<S> {
         let mut pause = RETRY.0;
         loop {
             let ended = tokio::select! {
+                biased;
                 () = self.cancel.cancelled() => return Ok(()),
                 ended = self.follow_once(&mut pause) => ended,
             };
@@ -27,6 +28,7 @@ impl<S: Store> Server<S> {
                 other => {
                     self.trouble("following the registry", &other);
                     tokio::select! {
+                        biased;
                         () = self.cancel.cancelled() => return Ok(()),
                         () = tokio::time::sleep(pause) => {}
                     }

@@ -114,6 +114,8 @@ pub struct Hub {
     log: Mutex<Log>,
     /// The revision up to which the view is complete; 0 before the first snapshot.
     applied: watch::Sender<Revision>,
+    /// Told whenever that has grown.
+    grown: Notify,
     engine: Mailbox<Effects>,
     sessions: Mutex<BTreeMap<MachineId, Arc<Mailbox<BTreeSet<UnitName>>>>>,
     /// Records of units that can't be read, by key, with the reason. What the view lacks for that is no instruction.
@@ -129,6 +131,7 @@ impl Hub {
             view: RwLock::default(),
             log: Mutex::default(),
             applied: watch::Sender::new(0),
+            grown: Notify::new(),
             engine: Mailbox::default(),
             sessions: Mutex::default(),
             unreadable: Mutex::default(),
@@ -185,10 +188,19 @@ impl Hub {
         self.applied.subscribe()
     }
 
-    /// Waits until the view has reached a revision.
+    /// Waits until the view has reached a revision. Who waits is woken in the order in which they came, which a receiver of
+    /// `applied` is not.
     pub async fn reached(&self, revision: Revision) {
-        // The sender lives as long as the hub, so this can't fail.
-        let _ = self.applied.subscribe().wait_for(|applied| *applied >= revision).await;
+        loop {
+            let grown = self.grown.notified();
+            tokio::pin!(grown);
+            // From here on nothing is missed.
+            grown.as_mut().enable();
+            if *self.applied.borrow() >= revision {
+                return;
+            }
+            grown.await;
+        }
     }
 
     pub(super) fn engine_mailbox(&self) -> &Mailbox<Effects> {
@@ -262,6 +274,7 @@ impl Hub {
         }
         self.engine.post(|waiting| merge(waiting, effects));
         self.applied.send_replace(revision);
+        self.grown.notify_waiters();
     }
 
     /// Takes over what the engine delays, and tells event streams of the units for which that changed.

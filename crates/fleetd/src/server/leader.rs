@@ -48,10 +48,12 @@ impl<S: Store> Server<S> {
                 let _ = leader.wait_for(Option::is_none).await;
             };
             tokio::select! {
+                biased;
                 () = self.cancel.cancelled() => return Ok(()),
                 () = vacant => {}
             }
             let elected = tokio::select! {
+                biased;
                 () = self.cancel.cancelled() => return Ok(()),
                 elected = self.campaign(&mut leader) => elected,
             };
@@ -66,6 +68,7 @@ impl<S: Store> Server<S> {
                 Err(error) => {
                     self.trouble("trying to become leader", &error);
                     tokio::select! {
+                        biased;
                         () = self.cancel.cancelled() => return Ok(()),
                         () = tokio::time::sleep(RETRY) => {}
                     }
@@ -115,6 +118,7 @@ impl<S: Store> Server<S> {
             let _ = leader.wait_for(|leader| leader.as_ref().map(|leader| leader.term) != term).await;
         };
         let why = tokio::select! {
+            biased;
             () = self.cancel.cancelled() => {
                 // So that another leads at once.
                 let _ = tokio::time::timeout(RESIGN, self.store.revoke(lease)).await;
