@@ -1,17 +1,18 @@
-//! Developer commands: `cargo xtask demo | test | bench | dist`. CONTRIBUTING.md says when to use which.
+//! Developer commands: `cargo xtask demo | test | sim | bench | dist`. CONTRIBUTING.md says when to use which.
 //!
 //! | module | job |
 //! |---|---|
 //! | `steps` | named steps with their times; cargo as a child process |
 //! | `packages` | Debian packages that tests and the demo need |
 //! | `licences` | licences and bans of deny.toml against the dependency tree |
-//! | `test`, `demo`, `bench`, `dist` | one command each |
+//! | `test`, `sim`, `demo`, `bench`, `dist` | one command each |
 
 mod bench;
 mod demo;
 mod dist;
 mod licences;
 mod packages;
+mod sim;
 mod steps;
 mod test;
 
@@ -33,6 +34,8 @@ enum Command {
     Demo,
     /// Run every check: format, lints, licences, all tests, documentation (as root)
     Test,
+    /// Simulate clusters under faults, and check after every step that nothing happens that must not
+    Sim(sim::Args),
     /// Measure speed against the floor of the same run and compare with the budgets (as root)
     Bench(bench::Args),
     /// Build a release and put it into a tar.gz with the package's files
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Demo => demo::run(),
         Command::Test => test::run(),
+        Command::Sim(args) => sim::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Dist => dist::run(),
         Command::Packages => packages::ensure(),

@@ -1,0 +1,61 @@
+//! Deliberate mistakes, to prove that the checks find them.
+//!
+//! None of them is in fleet's own code, which has no switch for that: each is made where that code meets the world around it,
+//! and has the effect that the mistake inside would have. A store that takes a transaction without looking at one of its
+//! conditions is a fleetd that did not set it.
+
+/// A deliberate mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// What the engine and users write is not guarded by the revision of the unit.
+    NoUnitGuard,
+    /// What the engine writes is not guarded by the revision of the unit's place.
+    NoScheduleGuard,
+    /// What the engine writes is not guarded by its term.
+    NoTermGuard,
+    /// A lost machine need not be away any more when its unit is placed elsewhere.
+    NoAbsenceGuard,
+    /// What a session writes of a machine is not guarded by its being the newest.
+    NoSessionGuard,
+    /// A server misses one of many changes.
+    LostChange,
+    /// A server takes an empty listing of the registry for the truth.
+    EmptyListing,
+    /// An agent is told, when its session begins, that nothing is wanted.
+    EmptySnapshot,
+    /// A restarted fleetd does not know what was started before.
+    ForgottenMarks,
+    /// A stop counts as done while the unit still runs.
+    HastyStop,
+    /// A write is acknowledged though its outcome is not known.
+    UnknownIsDone,
+    /// What was acknowledged a moment ago is gone after a restart of the store.
+    LostWrites,
+    /// A renewal counts although the lease has ended.
+    EndedLeaseRenewed,
+    /// A machine is given up before its TTL is over.
+    EarlyExpiry,
+    /// A sign of life is answered before the registry has it.
+    EarlyAnswer,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Mutation; 15] = [
+        Mutation::NoUnitGuard,
+        Mutation::NoScheduleGuard,
+        Mutation::NoTermGuard,
+        Mutation::NoAbsenceGuard,
+        Mutation::NoSessionGuard,
+        Mutation::LostChange,
+        Mutation::EmptyListing,
+        Mutation::EmptySnapshot,
+        Mutation::ForgottenMarks,
+        Mutation::HastyStop,
+        Mutation::UnknownIsDone,
+        Mutation::LostWrites,
+        Mutation::EndedLeaseRenewed,
+        Mutation::EarlyExpiry,
+        Mutation::EarlyAnswer,
+    ];
+}

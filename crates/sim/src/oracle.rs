@@ -1,0 +1,576 @@
+//! What is true, whoever knows it, and what must never happen.
+//!
+//! The oracle follows the store itself, without delay, and hears of everything that happens to a unit on any machine. It
+//! checks after every step. What it is told to expect is written in docs/RELIABILITY.md; here is how it tells:
+//!
+//! - **G1**: when a write is acknowledged, the store holds or has held it since the command was given.
+//! - **G2**: fleet starts and stops a unit on a machine only if, since the unit was last touched there, the registry said something
+//!   else of it at some time, or the machine could not renew its presence and the unit has OnIsolation=stop. And the schedule
+//!   takes a unit from a machine that is there only if it did not fit there.
+//! - **G4**: a unit that a machine reports to run is not placed on another, and one with OnIsolation=stop never
+//!   runs twice.
+//! - **G5**: only the leader of the moment changes the schedule.
+//! - The view of the true state, and its indexes, are as computed from scratch.
+
+use crate::commands::Wrote;
+use crate::process::Time;
+use crate::systemd::{By, Fact, Phase};
+use fleet_cluster::drain::drain_status;
+use fleet_cluster::model::*;
+use fleet_cluster::placement;
+use fleet_cluster::view::View;
+use fleet_registry::records::{Reader, SCHEDULE};
+use fleet_registry::{Snapshot, WatchBatch};
+use fleet_unit::{Hash, OnIsolation, UnitName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// For so long what was true counts as known to somebody: it was on its way, or a machine was busy with it.
+const NEWS: Duration = Duration::from_secs(5);
+/// How long an agent may take to see what it was told.
+const SOON: Duration = Duration::from_secs(1);
+/// A report that is this old was seen by the leader before it made a decision that is committed now, however slow the store.
+const SEEN: Duration = Duration::from_secs(20);
+/// The index check is slow: it is made at every so many changes.
+const CHECK_EVERY: u64 = 8;
+
+/// The store's key of the leader, whose value names its server.
+pub(crate) const LEADER: &str = "leader";
+
+/// What was wanted of a unit, in the cluster or on a machine.
+type Want = Option<(Hash, DesiredState)>;
+
+/// A process of a unit on a machine.
+#[derive(Clone, Debug)]
+struct Run {
+    started: Time,
+    hash: Option<Hash>,
+    live: bool,
+}
+
+/// What must never happen did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// When, in simulated time.
+    pub at: Duration,
+    /// Which check found it.
+    pub check: &'static str,
+    /// What happened.
+    pub what: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.3} s: {}: {}", self.at.as_secs_f64(), self.check, self.what)
+    }
+}
+
+/// See the module.
+pub(crate) struct Oracle {
+    view: View,
+    reader: Reader,
+    revision: Revision,
+    checked: u64,
+    ids: Vec<MachineId>,
+    ttl: Duration,
+    /// Several servers share the registry.
+    shared: bool,
+    leader: Option<MachineId>,
+    /// What each machine was to hold, with the times from which.
+    wants: BTreeMap<(MachineId, UnitName), Vec<(Time, Want)>>,
+    /// What was known of each unit, with the times from which.
+    units: BTreeMap<UnitName, Vec<(Time, Want)>>,
+    /// When a unit last did not fit where it was placed.
+    unfit: BTreeMap<UnitName, Time>,
+    /// Units that are being taken off where they fitted: they have to come to not fit there at the same revision.
+    taken_off: Vec<(UnitName, MachineId)>,
+    /// Since when machines report units to run.
+    reported: BTreeMap<(UnitName, MachineId), Time>,
+    /// Commands under way that give a unit a file, by their numbers. What became of some is never known.
+    asked: BTreeMap<u64, (UnitName, Hash)>,
+    /// For each unit, the machines that were not there when it was placed last.
+    given_up: BTreeMap<UnitName, BTreeSet<MachineId>>,
+    /// When machines came.
+    came: BTreeMap<MachineId, Time>,
+    runs: BTreeMap<(usize, UnitName), Run>,
+    /// Files with OnIsolation=stop: what runs of one of them must not run twice.
+    stops: BTreeSet<(UnitName, Hash)>,
+    /// When the newest renewals that a machine was told of were sent, and when it was told.
+    renewed: BTreeMap<usize, Vec<(Time, Time)>>,
+    /// When a fleetd was last killed on a host: what it was about to note is lost.
+    killed: BTreeMap<usize, Time>,
+    pub(crate) violations: Vec<Violation>,
+}
+
+impl Oracle {
+    pub(crate) fn new(ids: Vec<MachineId>, ttl: Duration, shared: bool) -> Self {
+        Oracle {
+            view: View::default(),
+            reader: Reader::default(),
+            revision: 0,
+            checked: 0,
+            ids,
+            ttl,
+            shared,
+            leader: None,
+            wants: BTreeMap::new(),
+            units: BTreeMap::new(),
+            unfit: BTreeMap::new(),
+            taken_off: Vec::new(),
+            reported: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            given_up: BTreeMap::new(),
+            came: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            stops: BTreeSet::new(),
+            renewed: BTreeMap::new(),
+            killed: BTreeMap::new(),
+            violations: Vec::new(),
+        }
+    }
+
+    pub(crate) fn view(&self) -> &View {
+        &self.view
+    }
+
+    pub(crate) fn violate(&mut self, at: Time, check: &'static str, what: String) {
+        self.violations.push(Violation { at, check, what });
+    }
+
+    /// The store came back with everything but what is under leases.
+    pub(crate) fn reset(&mut self, now: Time, snapshot: &Snapshot) {
+        let gone: Vec<_> = self.view.machines().map(|(id, _)| id.clone()).collect();
+        for id in gone {
+            self.apply(now, Change::States(id.clone(), BTreeMap::new()));
+            self.apply(now, Change::Machine(id, None));
+        }
+        self.leader = None;
+        self.reader = Reader::default();
+        self.reader.snapshot(snapshot);
+        self.revision = snapshot.revision;
+    }
+
+    /// What the store did at one revision. `by`: the host whose server asked for it.
+    pub(crate) fn follow(&mut self, now: Time, batch: &WatchBatch, by: Option<usize>) {
+        self.revision = batch.revision;
+        for event in &batch.events {
+            if &*event.key == LEADER {
+                let server = event.entry.as_ref().and_then(|entry| {
+                    let record: serde_json::Value = serde_json::from_slice(&entry.value).ok()?;
+                    MachineId::parse(record["server"].as_str()?).ok()
+                });
+                self.leader = server;
+            }
+            if event.key.starts_with(SCHEDULE) {
+                self.check_leader(now, by, batch, event.key.as_ref());
+            }
+            match self.reader.event(event) {
+                Ok(change) => {
+                    if let Some(change) = change {
+                        self.check_change(now, &change);
+                        self.apply(now, change);
+                    }
+                }
+                Err(error) => self.violate(now, "records", error.to_string()),
+            }
+        }
+        for (name, at) in std::mem::take(&mut self.taken_off) {
+            let known = self.view.unit(&name).is_some() && self.view.machine(&at).is_some();
+            if known && placement::fits(&self.view, &name, &at).is_ok() {
+                self.violate(now, "G2", format!("{name} was taken off {at}, which is there and fits"));
+            }
+        }
+        self.note_fit(now);
+        self.checked += 1;
+        if self.checked.is_multiple_of(CHECK_EVERY)
+            && let Err(error) = self.view.check()
+        {
+            self.violate(now, "view", error);
+        }
+    }
+
+    /// G5. A user's destroy takes the unit's place along; all else of the schedule is the leader's.
+    fn check_leader(&mut self, now: Time, by: Option<usize>, batch: &WatchBatch, key: &str) {
+        let unit = key.strip_prefix(SCHEDULE).map(|name| format!("unit/{name}")).unwrap_or_default();
+        let destroyed = batch.events.iter().any(|event| *event.key == *unit && event.entry.is_none());
+        let by = by.map(|host| self.ids[host].clone());
+        if self.shared && !destroyed && by != self.leader {
+            let leader = self.leader.clone();
+            self.violate(now, "G5", format!("{key} was written by {by:?}, and {leader:?} leads"));
+        }
+    }
+
+    fn check_change(&mut self, now: Time, change: &Change) {
+        match change {
+            Change::Schedule(name, to) => self.check_move(now, name, to.as_ref().map(|(id, _)| id)),
+            Change::Unit(name, Some(unit)) => self.check_file(now, name, unit),
+            _ => {}
+        }
+    }
+
+    /// G1: a file that was acknowledged goes only when a command brings another.
+    fn check_file(&mut self, now: Time, name: &UnitName, unit: &Unit) {
+        let hash = unit.file.hash();
+        let kept = self.view.unit(name).is_some_and(|before| before.file.hash() == hash);
+        if !kept && !self.asked.values().any(|(asked, file)| asked == name && *file == hash) {
+            self.violate(now, "G1", format!("{name} got the file {hash}, for which nobody asked any more"));
+        }
+    }
+
+    /// A command that gives a unit a file is under way.
+    pub(crate) fn asked(&mut self, number: u64, name: &UnitName, file: Hash) {
+        self.asked.insert(number, (name.clone(), file));
+    }
+
+    /// It is known how a command ended.
+    pub(crate) fn answered(&mut self, number: u64) {
+        self.asked.remove(&number);
+    }
+
+    fn check_move(&mut self, now: Time, name: &UnitName, to: Option<&MachineId>) {
+        let Some(unit) = self.view.unit(name) else { return };
+        let meant = unit.desired >= DesiredState::Loaded && !unit.requirements.global && !name.is_template();
+        let old = self.view.place(name).map(|(id, _)| id.clone());
+        if !meant {
+            if to.is_some() {
+                self.violate(now, "G5", format!("{name} was placed though it is not to be on a machine"));
+            }
+            return;
+        }
+        if let Some(at) = old.filter(|at| Some(at) != to) {
+            let machine = self.view.machine(&at);
+            let unfit = self.unfit.get(name).is_some_and(|at| *at + NEWS * 6 >= now);
+            if machine.is_some_and(|machine| !machine.draining) && !unfit {
+                self.taken_off.push((name.clone(), at));
+            }
+        }
+        if let Some(to) = to {
+            let gone = self.ids.iter().filter(|id| self.view.machine(id).is_none()).cloned().collect();
+            self.given_up.insert(name.clone(), gone);
+            let lives = self.reported.iter().find(|((unit, id), since)| {
+                unit == name
+                    && id != to
+                    && **since + SEEN < now
+                    && self.view.machine(id).is_some()
+                    && self.came.get(id).is_some_and(|came| *came + SEEN < now)
+            });
+            if let Some(((_, id), _)) = lives {
+                let what = format!("{name} was placed on {to}, and {id} is there and reports it to run");
+                self.violate(now, "G4", what);
+            }
+        }
+    }
+
+    fn apply(&mut self, now: Time, change: Change) {
+        if let Change::Machine(id, machine) = &change {
+            match machine {
+                Some(_) => drop(self.came.entry(id.clone()).or_insert(now)),
+                None => drop(self.came.remove(id)),
+            }
+        }
+        if let Change::Farewell(id) = &change {
+            self.came.remove(id);
+        }
+        let states = match &change {
+            Change::States(id, _) => Some(id.clone()),
+            _ => None,
+        };
+        let unit = match &change {
+            Change::Unit(name, _) => Some(name.clone()),
+            _ => None,
+        };
+        let effects = self.view.apply(change);
+        if let Some(name) = unit {
+            let unit = self.view.unit(&name);
+            if let Some(unit) = unit.filter(|unit| unit.requirements.on_isolation == OnIsolation::Stop) {
+                self.stops.insert((name.clone(), unit.file.hash()));
+            }
+            let known = unit.map(|unit| (unit.file.hash(), unit.desired));
+            self.units.entry(name).or_default().push((now, known));
+        }
+        if let Some(id) = states {
+            let live: BTreeSet<_> = self
+                .view
+                .reported_on(&id)
+                .filter(|name| {
+                    self.view.reports_of(name).any(|(on, report)| *on == id && report.systemd.is_live())
+                })
+                .cloned()
+                .collect();
+            self.reported.retain(|(name, on), _| *on != id || live.contains(name));
+            for name in live {
+                self.reported.entry((name, id.clone())).or_insert(now);
+            }
+        }
+        for (id, names) in effects.wanted {
+            // What a machine that is not there has to hold is not known.
+            if self.view.machine(&id).is_none() {
+                continue;
+            }
+            for name in names {
+                self.note_want(now, &id, &name);
+            }
+        }
+        for id in effects.machines {
+            let names: Vec<_> =
+                self.wants.keys().filter(|(on, _)| *on == id).map(|(_, name)| name.clone()).collect();
+            if self.view.machine(&id).is_some() {
+                let held = self.view.all_wanted(&id).into_keys();
+                for name in names.into_iter().chain(held) {
+                    self.note_want(now, &id, &name);
+                }
+            }
+        }
+    }
+
+    fn note_want(&mut self, now: Time, id: &MachineId, name: &UnitName) {
+        let want = self.view.wanted(id, name).map(|wanted| (wanted.file.hash(), wanted.state));
+        let history = self.wants.entry((id.clone(), name.clone())).or_default();
+        if history.last().is_none_or(|(_, last)| *last != want) {
+            history.push((now, want));
+        }
+    }
+
+    /// Notes which units do not fit where they are.
+    fn note_fit(&mut self, now: Time) {
+        for (name, id, _) in self.view.schedule() {
+            // That its machine was away is no reason any more when it is back.
+            let Some(machine) = self.view.machine(id) else { continue };
+            if machine.draining || placement::fits(&self.view, name, id).is_err() {
+                self.unfit.insert(name.clone(), now);
+            }
+        }
+    }
+
+    /// Whether something was true of what a machine had to hold, at any time since then.
+    fn was_wanted(&self, host: usize, name: &UnitName, since: Time, holds: impl Fn(&Want) -> bool) -> bool {
+        let Some(history) = self.wants.get(&(self.ids[host].clone(), name.clone())) else {
+            return holds(&None);
+        };
+        if history.first().is_some_and(|(from, _)| *from > since) && holds(&None) {
+            return true;
+        }
+        let before = history.iter().rposition(|(from, _)| *from <= since).unwrap_or(0);
+        history[before..].iter().any(|(_, want)| holds(want))
+    }
+
+    /// An answer to a sign of life sent then reached a machine.
+    pub(crate) fn renewed(&mut self, now: Time, host: usize, sent: Time) {
+        let known = self.renewed.entry(host).or_default();
+        known.retain(|(sent, _)| *sent + self.ttl > now);
+        known.push((sent, now));
+    }
+
+    pub(crate) fn killed(&mut self, now: Time, host: usize) {
+        self.killed.insert(host, now);
+    }
+
+    /// A machine was switched off.
+    pub(crate) fn off(&mut self, host: usize) {
+        self.runs.retain(|(on, _), _| *on != host);
+    }
+
+    fn is_stop(&self, name: &UnitName, hash: Option<Hash>) -> bool {
+        hash.is_some_and(|hash| self.stops.contains(&(name.clone(), hash)))
+    }
+
+    fn fenced(&self, now: Time, host: usize, name: &UnitName, hash: Option<Hash>) -> bool {
+        // An agent may still be busy with what it was told a moment ago.
+        let known = self.renewed.get(&host).map_or(&[][..], Vec::as_slice);
+        let renewed = known.iter().filter(|(_, told)| *told + SOON < now).map(|(sent, _)| *sent).max();
+        self.is_stop(name, hash)
+            && renewed.is_none_or(|renewed| now.saturating_sub(renewed) >= (self.ttl / 2).mul_f64(0.97))
+    }
+
+    /// What happened on a machine.
+    pub(crate) fn happened(&mut self, now: Time, host: usize, fact: &Fact) {
+        match fact {
+            Fact::Started { unit, hash, by } => {
+                if *by == By::Fleet {
+                    self.check_start(now, host, unit, *hash);
+                }
+                let run = Run { started: now, hash: *hash, live: true };
+                self.runs.insert((host, unit.clone()), run);
+                self.check_twice(now, unit);
+            }
+            Fact::Stopping { unit, hash, by } => {
+                if *by != By::Itself {
+                    self.check_stop(now, host, unit, *hash);
+                }
+            }
+            Fact::Changed { unit, phase } => {
+                if let Some(run) = self.runs.get_mut(&(host, unit.clone())) {
+                    run.live = phase.is_live();
+                }
+            }
+            Fact::Removed { unit, live } => {
+                if *live {
+                    self.violate(
+                        now,
+                        "G2",
+                        format!("the file of {unit} was removed on host {host} while it runs"),
+                    );
+                }
+                self.runs.remove(&(host, unit.clone()));
+            }
+        }
+    }
+
+    fn check_start(&mut self, now: Time, host: usize, name: &UnitName, hash: Option<Hash>) {
+        let wanted =
+            |want: &Want| matches!(want, Some((wanted, DesiredState::Launched)) if Some(*wanted) == hash);
+        if !self.was_wanted(host, name, Time::ZERO, wanted) {
+            self.violate(now, "G2", format!("{name} was started on host {host}, where it was never wanted"));
+            return;
+        }
+        let Some(run) = self.runs.get(&(host, name.clone())).cloned() else { return };
+        // The next fleetd may not know that the one before has started it.
+        let forgotten = self.killed.get(&host).is_some_and(|killed| *killed + NEWS >= run.started);
+        let since = run.started.saturating_sub(NEWS);
+        let fenced = self.is_stop(name, hash);
+        if run.hash == hash
+            && !forgotten
+            && !fenced
+            && !self.was_wanted(host, name, since, |want| !wanted(want))
+        {
+            self.violate(now, "G2", format!("{name} was started again on host {host} without a decision"));
+        }
+    }
+
+    fn check_stop(&mut self, now: Time, host: usize, name: &UnitName, hash: Option<Hash>) {
+        let started = self.runs.get(&(host, name.clone())).map_or(Time::ZERO, |run| run.started);
+        let wanted =
+            |want: &Want| matches!(want, Some((wanted, DesiredState::Launched)) if Some(*wanted) == hash);
+        let since = started.saturating_sub(NEWS);
+        if !self.was_wanted(host, name, since, |want| !wanted(want)) && !self.fenced(now, host, name, hash) {
+            self.violate(now, "G2", format!("{name} was stopped on host {host} without a decision"));
+        }
+    }
+
+    /// G4: a unit with OnIsolation=stop must not run twice.
+    fn check_twice(&mut self, now: Time, name: &UnitName) {
+        let runs = self.runs.iter().filter(|((_, unit), run)| unit == name && run.live);
+        let on: Vec<_> =
+            runs.filter(|(_, run)| self.is_stop(name, run.hash)).map(|((host, _), _)| *host).collect();
+        // Two machines that are both there may overlap for a moment while a unit moves between them.
+        let given_up = |host: &usize| {
+            let id = &self.ids[*host];
+            self.view.machine(id).is_none() || self.given_up.get(name).is_some_and(|gone| gone.contains(id))
+        };
+        if on.len() > 1 && on.iter().any(given_up) {
+            self.violate(now, "G4", format!("{name} has OnIsolation=stop and runs on hosts {on:?}"));
+        }
+    }
+
+    /// G1: a write was acknowledged that was asked for then.
+    pub(crate) fn acknowledged(&mut self, now: Time, name: &UnitName, asked: Time, wrote: Wrote) {
+        let same = |known: &Want| match (known, wrote) {
+            (None, None) => true,
+            (Some((hash, desired)), Some((file, state))) => {
+                *desired == state && file.is_none_or(|file| file == *hash)
+            }
+            _ => false,
+        };
+        let history = self.units.get(name).map_or(&[][..], Vec::as_slice);
+        let before = history.iter().rposition(|(from, _)| *from < asked);
+        let was = before.and_then(|at| history[at].1);
+        let after = before.map_or(0, |at| at + 1);
+        if !same(&was) && !history[after..].iter().any(|(_, known)| same(known)) {
+            self.violate(now, "G1", format!("{wrote:?} of {name} was acknowledged and never written"));
+        }
+    }
+
+    /// What is not yet as it should be, once everything works again; `None` if all is.
+    pub(crate) fn unsettled<'m>(
+        &self,
+        machines: impl Iterator<Item = (usize, Vec<(&'m UnitName, Option<&'m str>, Phase, Option<Hash>)>)>,
+    ) -> Option<String> {
+        if let Some(id) = self.ids.iter().find(|id| self.view.machine(id).is_none()) {
+            return Some(format!("{id} is not there"));
+        }
+        for (name, unit) in self.view.units() {
+            let meant =
+                unit.desired >= DesiredState::Loaded && !unit.requirements.global && !name.is_template();
+            match self.view.place(name) {
+                Some((_, _)) if !meant => return Some(format!("{name} is still on the schedule")),
+                Some((id, _)) => {
+                    if let Err(misfit) = placement::fits(&self.view, name, id) {
+                        return Some(format!("{name} does not fit on {id}: {misfit}"));
+                    }
+                }
+                None if meant && placement::explain(&self.view, name).is_none() => {
+                    return Some(format!("{name} fits somewhere and is nowhere"));
+                }
+                None => {}
+            }
+        }
+        for id in &self.ids {
+            let drain = drain_status(&self.view, id);
+            if self.view.machine(id).is_some_and(|machine| machine.draining) && !drain.is_at_rest() {
+                return Some(format!("{id} is not drained: {drain:?}"));
+            }
+        }
+        for (host, units) in machines {
+            if let Some(unsettled) = self.unsettled_on(host, &units) {
+                return Some(unsettled);
+            }
+        }
+        None
+    }
+
+    fn unsettled_on(
+        &self,
+        host: usize,
+        units: &[(&UnitName, Option<&str>, Phase, Option<Hash>)],
+    ) -> Option<String> {
+        let id = &self.ids[host];
+        let mut wanted = self.view.all_wanted(id);
+        for (name, text, phase, hash) in units {
+            let Some(wanted) = wanted.remove(*name) else {
+                let left = phase.is_live() || text.is_some();
+                if left {
+                    return Some(format!("{name} is still on host {host} ({phase:?})"));
+                }
+                continue;
+            };
+            if *text != Some(wanted.file.text()) {
+                return Some(format!("{name} has another file on host {host}"));
+            }
+            let passing = matches!(phase, Phase::Activating | Phase::Deactivating);
+            let started = *hash == Some(wanted.file.hash());
+            if passing || (wanted.state == DesiredState::Launched && !started) {
+                return Some(format!("{name} is {phase:?} on host {host}, started with {hash:?}"));
+            }
+            if wanted.state == DesiredState::Loaded && phase.is_live() {
+                return Some(format!("{name} runs on host {host} and is to be loaded"));
+            }
+            let report = self.view.reports_of(name).find(|(on, _)| *on == id).map(|(_, report)| report);
+            let (active, _) = phase.words();
+            if report.is_none_or(|report| report.systemd.active != active || report.current != wanted.state) {
+                return Some(format!("{name} is {active} on host {host} and reported as {report:?}"));
+            }
+        }
+        wanted.into_keys().next().map(|name| format!("{name} is not on host {host}"))
+    }
+}
+
+/// Whether two views show the same; the error says what differs.
+pub(crate) fn same_views(one: &View, other: &View) -> Result<(), String> {
+    fn same<'v, T: PartialEq + std::fmt::Debug>(
+        what: &str,
+        mut one: impl Iterator<Item = T> + 'v,
+        mut other: impl Iterator<Item = T> + 'v,
+    ) -> Result<(), String> {
+        loop {
+            match (one.next(), other.next()) {
+                (None, None) => return Ok(()),
+                (one, other) if one == other => {}
+                (one, other) => return Err(format!("{what}: true is {one:?}, known is {other:?}")),
+            }
+        }
+    }
+    same("units", one.units(), other.units())?;
+    same("schedule", one.schedule(), other.schedule())?;
+    same("machines", one.machines(), other.machines())?;
+    same("reports", one.reports(), other.reports())
+}
