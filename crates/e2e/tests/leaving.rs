@@ -197,6 +197,7 @@ fn a_drain_tells_what_it_cannot_move() -> Result<()> {
     assert_eq!(state(&fleet, 1)?, "up,draining");
     assert_eq!(fleet.running(&["slow.service"])?.on(1).len(), 1, "it is stopping, and nowhere else");
     fleet.cluster.host(1).sh("touch /run/go")?.ok()?;
+    until("it has left", || Ok(fleet.running(&["slow.service"])?.on(1).is_empty()))?;
     let moved = all_well(&fleet, &units, &began, &["slow.service".to_owned()].into())?;
     assert_ne!(moved.host_of("slow.service"), Some(1));
     moved.only_changed(&now, &["slow.service".to_owned()].into())?;
