@@ -205,8 +205,7 @@ pub async fn sizes<S: Store>(store: S) {
     let full = (0..MAX_OPS).fold(Txn::default(), |txn, n| txn.then(Op::put(format!("k{n:03}"), "v")));
     let revision = store.commit(full.clone()).await.unwrap();
     assert_eq!(keys(&store, "").await.len(), MAX_OPS);
-    let mixed = Txn { ops: full.ops[..64].to_vec(), ..Txn::default() };
-    let mixed = (0..64).fold(mixed, |txn, n| txn.when(format!("k{n:03}"), revision));
+    let mixed = (0..MAX_OPS).fold(full.clone(), |txn, n| txn.when(format!("k{n:03}"), revision));
     store.commit(mixed.clone()).await.unwrap();
     let too_large = async |txn: Txn| {
         let before = store.range("").await.unwrap();

@@ -41,8 +41,8 @@ pub enum Op {
     Delete { key: String },
 }
 
-/// Writes that happen together, if and only if all conditions hold. At most [`MAX_OPS`] conditions
-/// and writes together, and at most [`MAX_BYTES`] of keys and values. Of several writes of one key in
+/// Writes that happen together, if and only if all conditions hold. At most [`MAX_OPS`] conditions,
+/// as many writes, and at most [`MAX_BYTES`] of keys and values. Of several writes of one key in
 /// one transaction only the last counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -89,7 +89,7 @@ impl Op {
     }
 }
 
-/// The most conditions and writes in one transaction (etcd's default limit).
+/// The most conditions, and the most writes, in one transaction (etcd's default limit).
 pub const MAX_OPS: usize = 128;
 
 /// The longest key, bytes. A key has at least 1 byte.
@@ -104,10 +104,10 @@ pub const MAX_BYTES: usize = 1_500_000;
 /// # Errors
 /// [`StoreError::TooLarge`] when it exceeds a limit every store has, or has a key without a byte.
 pub fn check_size(txn: &Txn) -> Result<usize, StoreError> {
-    let steps = txn.compares.len() + txn.ops.len();
-    if steps > MAX_OPS {
+    let (conditions, writes) = (txn.compares.len(), txn.ops.len());
+    if conditions.max(writes) > MAX_OPS {
         return Err(StoreError::TooLarge(format!(
-            "a transaction of {steps} conditions and writes (at most {MAX_OPS})"
+            "a transaction of {conditions} conditions and {writes} writes (at most {MAX_OPS} each)"
         )));
     }
     let mut bytes = 0;

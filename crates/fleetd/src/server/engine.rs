@@ -10,13 +10,10 @@ use fleet_cluster::model::Revision;
 use fleet_registry::records::{presence_key, put_schedule, schedule_key, unit_key};
 use fleet_registry::store::MAX_OPS;
 use fleet_registry::{Compare, Op, Store, StoreError, Txn};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
-
-/// Decisions in one transaction: each takes three conditions, and the term one more, of at most [`MAX_OPS`].
-const BATCH: usize = (MAX_OPS - 1) / 3;
 
 /// Decisions made before the view is looked at again.
 const ROUND: usize = 4_000;
@@ -135,12 +132,17 @@ impl<S: Store> Server<S> {
     /// engine sees which are not in the view.
     async fn carry_out(&self, decisions: &[Decision], term: Option<Revision>) -> Result<(), Failed> {
         let mut newest = 0;
-        for batch in decisions.chunks(BATCH) {
-            match self.write_schedule(batch, term).await {
+        let mut rest = decisions;
+        while !rest.is_empty() {
+            let (txn, taken) = transaction(rest, term);
+            let (batch, others) = rest.split_at(taken);
+            rest = others;
+            match self.write_schedule(batch, txn).await {
                 Ok(revision) => newest = revision,
                 Err(Failed::Store(StoreError::Conflict(_))) => {
                     for decision in batch {
-                        match self.write_schedule(std::slice::from_ref(decision), term).await {
+                        let (txn, _) = transaction(std::slice::from_ref(decision), term);
+                        match self.write_schedule(std::slice::from_ref(decision), txn).await {
                             Ok(revision) => {
                                 newest = revision;
                                 tell(decision);
@@ -165,14 +167,10 @@ impl<S: Store> Server<S> {
         Ok(())
     }
 
-    /// Commits decisions in one transaction, and counts them.
-    async fn write_schedule(
-        &self,
-        decisions: &[Decision],
-        term: Option<Revision>,
-    ) -> Result<Revision, Failed> {
+    /// Commits the transaction of these decisions, and counts them.
+    async fn write_schedule(&self, decisions: &[Decision], txn: Txn) -> Result<Revision, Failed> {
         let asked = Instant::now();
-        let written = self.store.commit(transaction(decisions, term)).await;
+        let written = self.store.commit(txn).await;
         // Refused is answered, too.
         let answered = matches!(written, Ok(_) | Err(StoreError::Conflict(_)));
         self.metrics.operation(Operation::Set, asked.elapsed(), answered);
@@ -211,22 +209,68 @@ fn tell(decision: &Decision) {
     }
 }
 
-fn transaction(decisions: &[Decision], term: Option<Revision>) -> Txn {
+/// One transaction of as many decisions, from the first on, as fit in it; and how many those are, at least one of one.
+fn transaction(decisions: &[Decision], term: Option<Revision>) -> (Txn, usize) {
     let mut txn = Txn::default();
     // First, so that a leader whose term is over learns that, whatever else changed.
     txn.compares.extend(term.map(|term| Compare { key: LEADER.to_owned(), revision: term }));
-    for decision in decisions {
+    let mut absent = BTreeSet::new();
+    for (taken, decision) in decisions.iter().enumerate() {
+        // At most three conditions and one write.
+        if txn.compares.len() + 3 > MAX_OPS {
+            return (txn, taken);
+        }
         txn.compares.push(Compare { key: unit_key(&decision.unit), revision: decision.unit_revision });
         txn.compares
             .push(Compare { key: schedule_key(&decision.unit), revision: decision.schedule_revision });
         // A machine given up for lost must still be away: had it come back meanwhile, it might run what is placed elsewhere.
-        if let Some(absent) = &decision.absent {
-            txn.compares.push(Compare { key: presence_key(absent), revision: 0 });
+        if let Some(machine) = decision.absent.as_ref().filter(|machine| absent.insert(*machine)) {
+            txn.compares.push(Compare { key: presence_key(machine), revision: 0 });
         }
         txn.ops.push(match &decision.machine {
             Some(machine) => put_schedule(&decision.unit, machine),
             None => Op::Delete { key: schedule_key(&decision.unit) },
         });
     }
-    txn
+    (txn, decisions.len())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use fleet_cluster::model::MachineId;
+    use fleet_registry::store::check_size;
+    use fleet_unit::UnitName;
+
+    #[test]
+    fn transactions_take_what_fits() {
+        let machine = |n: u8| MachineId::parse(&format!("{n:032x}")).unwrap();
+        for (lost_machines, term) in [(0, None), (1, Some(7)), (200, Some(7)), (200, None)] {
+            let decision = |n: u64| Decision {
+                unit: UnitName::parse(&format!("u{n}.service")).unwrap(),
+                machine: Some(machine(255)),
+                reason: String::new(),
+                unit_revision: n,
+                schedule_revision: 0,
+                absent: u8::try_from(n).ok().filter(|n| *n < lost_machines).map(machine),
+            };
+            let decisions: Vec<_> = (0..300).map(decision).collect();
+            let mut rest = decisions.as_slice();
+            while !rest.is_empty() {
+                let (txn, taken) = transaction(rest, term);
+                check_size(&txn).unwrap();
+                assert!(taken == rest.len() || taken >= 42, "{taken} of {}", rest.len());
+                let guards = |key: String, revision| txn.compares.contains(&Compare { key, revision });
+                for decision in &rest[..taken] {
+                    assert!(guards(unit_key(&decision.unit), decision.unit_revision));
+                    assert!(guards(schedule_key(&decision.unit), decision.schedule_revision));
+                    assert!(decision.absent.as_ref().is_none_or(|id| guards(presence_key(id), 0)));
+                }
+                assert!(term.is_none_or(|term| guards(LEADER.to_owned(), term)));
+                assert_eq!(txn.ops.len(), taken);
+                rest = &rest[taken..];
+            }
+        }
+    }
 }

@@ -176,7 +176,8 @@ impl<S: Store> Session<'_, S> {
                     warn!(machine = %self.hello.id, "presence ran out as soon as it was written; trying again")
                 }
                 Err(error) => {
-                    self.server.trouble(&format!("writing the presence of machine {}", self.hello.id), &error);
+                    self.server
+                        .trouble(&format!("writing the presence of machine {}", self.hello.id), &error);
                 }
             }
             tokio::time::sleep(RETRY).await;
