@@ -171,7 +171,7 @@ async fn serve(
         Registry::Etcd(store) => {
             let state_directory = config.state_directory.clone();
             daemon.tasks.spawn(etcd::remember(store.clone(), state_directory, daemon.cancel.clone()));
-            daemon.tasks.spawn(etcd::tell(store.clone(), daemon.cancel.clone()));
+            daemon.tasks.spawn(etcd::tell(store.contact(), notifier.clone(), daemon.cancel.clone()));
             daemon.be_server(config, store, true, listeners, sessions).await?
         }
         Registry::Elsewhere => daemon.be_agent(config, listeners, sessions),

@@ -3,12 +3,13 @@
 
 use crate::config::EtcdConfig;
 use crate::identity::write_file;
+use crate::notify::Notifier;
 use anyhow::{Context, Result};
 use fleet_registry::etcd::{Contact, Identity};
 use fleet_registry::{EtcdStore, StoreError};
 use std::path::{Path, PathBuf};
-use std::{fs, io, time::Duration};
-use tokio::time::Instant;
+use std::{fs, io, sync::Arc, time::Duration};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -108,9 +109,13 @@ enum Told {
     Lost(StoreError, Instant),
 }
 
-/// Tells in the log how etcd is, until cancelled: every change, and what goes on once a minute.
-pub(super) async fn tell(store: EtcdStore, cancel: CancellationToken) -> Result<()> {
-    let mut contact = store.contact();
+/// Tells in the log how etcd is, until cancelled: every change, and what goes on once a minute; and the service manager, whether
+/// fleetd has started yet or not.
+pub(super) async fn tell(
+    mut contact: watch::Receiver<Contact>,
+    notifier: Arc<Notifier>,
+    cancel: CancellationToken,
+) -> Result<()> {
     let mut told = Told::Nothing;
     loop {
         let now = contact.borrow_and_update().clone();
@@ -119,6 +124,9 @@ pub(super) async fn tell(store: EtcdStore, cancel: CancellationToken) -> Result<
             Contact::Held(endpoint) => {
                 if !matches!(&told, Told::Held(before) if *before == endpoint) {
                     info!("the registry is in etcd at {endpoint}");
+                }
+                if matches!(told, Told::Lost(..)) {
+                    notifier.status("serving");
                 }
                 told = Told::Held(endpoint);
             }
@@ -134,6 +142,7 @@ pub(super) async fn tell(store: EtcdStore, cancel: CancellationToken) -> Result<
                             "no registry for {seconds} s: {reason}; units go on, and nothing can be changed until then"
                         );
                     }
+                    notifier.status(&format!("no registry: {reason}"));
                     told = Told::Lost(reason, Instant::now());
                 }
             }
@@ -151,5 +160,62 @@ pub(super) async fn tell(store: EtcdStore, cancel: CancellationToken) -> Result<
             }
             () = tokio::time::sleep_until(repeat.unwrap_or_else(Instant::now)), if repeat.is_some() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::Mutex;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_etcd_that_is_not_there_is_told_once_a_minute() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let lines = || String::from_utf8(std::mem::take(&mut *log.0.lock().unwrap())).unwrap();
+        let (contact, seen) = watch::channel(Contact::Trying);
+        let cancel = CancellationToken::new();
+        let telling = tokio::spawn(tell(seen, Arc::default(), cancel.clone()));
+        let second = Duration::from_secs(1);
+        tokio::time::sleep(second).await;
+        assert_eq!(lines(), "");
+        let refused = || StoreError::Unavailable("http://10.0.0.1:2379: connection refused".into());
+        let since = Instant::now();
+        // Every attempt fails, each with the same.
+        for _ in 0..150 {
+            contact.send_replace(Contact::Lost { since, error: refused() });
+            tokio::time::sleep(second).await;
+        }
+        let told = lines();
+        assert_eq!(told.matches("http://10.0.0.1:2379: connection refused").count(), 3, "{told}");
+        assert!(told.contains("no registry for 60 s"), "{told}");
+        // Another reason is told at once, and so is the end.
+        contact.send_replace(Contact::Lost { since, error: StoreError::Denied("wrong password".into()) });
+        tokio::time::sleep(second).await;
+        assert!(lines().contains("wrong password"));
+        contact.send_replace(Contact::Held("http://10.0.0.1:2379".into()));
+        tokio::time::sleep(second * 200).await;
+        let told = lines();
+        assert!(
+            told.contains("the registry is in etcd at http://10.0.0.1:2379") && told.lines().count() == 1,
+            "{told}"
+        );
+        cancel.cancel();
+        telling.await.unwrap().unwrap();
     }
 }
