@@ -1,28 +1,34 @@
 //! What the end-to-end tests share: a booted host with fleet on it, fleetctl, the API over its socket, and waiting for
 //! something to become true.
 
+mod etcd;
 mod http;
 mod running;
 
+pub use etcd::{Layout, Members, base64, from_base64};
 pub use http::{Answer, Http};
 pub use running::{RECORDED, Run, Running};
 
 use anyhow::{Context, Result, bail};
-use fleet_testbed::{Cluster, Host, Options, Output, bin_dir};
+use fleet_testbed::{Cluster, Etcd, Host, Options, Output, bin_dir};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for something that should happen at once: long, since test machines can be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One host with a running fleetd.
+/// Hosts with fleet on them. The first one is (also) a server.
 #[derive(Debug)]
 pub struct Fleet {
-    /// The cluster of that one host.
+    /// The hosts.
     pub cluster: Cluster,
+    /// Beside the hosts, if the registry is in it.
+    etcd: Option<Etcd>,
+    /// How many hosts are servers: the first ones.
+    servers: usize,
 }
 
 impl Fleet {
-    /// Boots a host and starts fleet on it.
+    /// Boots a host and starts fleet on it, in the [`Layout`] asked for.
     pub fn up(name: &str) -> Result<Fleet> {
         let fleet = Fleet::installed(name)?;
         fleet.host().start_fleet()?;
@@ -31,19 +37,35 @@ impl Fleet {
 
     /// Boots a host with fleet installed, and not started.
     pub fn installed(name: &str) -> Result<Fleet> {
-        let cluster = Cluster::up(Options::for_test(name, 1).fleet(bin_dir()?))?;
-        Ok(Fleet { cluster })
+        let fleet = Fleet::boot(Layout::asked_for()?, name, 1)?;
+        if let Some(etcd) = &fleet.etcd {
+            etcd::serve_from(fleet.host(), etcd)?;
+        }
+        Ok(fleet)
     }
 
-    /// The host.
+    /// Boots hosts for a layout, with fleet installed.
+    fn boot(layout: Layout, name: &str, hosts: usize) -> Result<Fleet> {
+        let cluster = Cluster::up(Options::for_test(name, hosts).fleet(bin_dir()?))?;
+        let etcd = layout.prepare(&cluster)?;
+        let servers = if layout == Layout::Classic { hosts } else { 1 };
+        Ok(Fleet { cluster, etcd, servers })
+    }
+
+    /// The first host.
     pub fn host(&self) -> &Host {
         self.cluster.host(0)
     }
 
     /// Runs fleetctl in /root with these words, split at blanks.
     pub fn ctl(&self, words: &str) -> Result<Output> {
+        self.ctl_on(0, words)
+    }
+
+    /// The same on any host; it has to be a server.
+    pub fn ctl_on(&self, host: usize, words: &str) -> Result<Output> {
         let argv = std::iter::once("fleetctl").chain(words.split_whitespace());
-        self.host().command(argv).deadline(Duration::from_secs(180)).run()
+        self.cluster.host(host).command(argv).deadline(Duration::from_secs(180)).run()
     }
 
     /// Runs fleetctl, which must succeed, and returns its standard output.
@@ -95,7 +117,12 @@ impl Fleet {
 
     /// The API of the host's fleetd.
     pub fn http(&self) -> Result<Http> {
-        Ok(Http::new(self.host().root_path("/run/fleet.sock")?))
+        self.http_on(0)
+    }
+
+    /// The same on any host.
+    pub fn http_on(&self, host: usize) -> Result<Http> {
+        Ok(Http::new(self.cluster.host(host).root_path("/run/fleet.sock")?))
     }
 
     /// `ID.../ADDRESS`, as tables show the machine.
@@ -120,7 +147,7 @@ pub fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> 
     }
 }
 
-/// Several hosts: the first is the server, the others joined it.
+/// Several hosts: the first is the server and the others joined it, unless another [`Layout`] is asked for.
 impl Fleet {
     /// Boots hosts and makes them one cluster, with these lines in every fleet.conf.
     pub fn join_all(name: &str, hosts: usize, conf: &str) -> Result<Fleet> {
@@ -130,18 +157,31 @@ impl Fleet {
     /// Boots hosts and makes the first of them one cluster, with these lines in the fleet.conf of each. fleet is only installed on the
     /// others.
     pub fn join_first(name: &str, hosts: usize, conf: &[&str]) -> Result<Fleet> {
-        let cluster = Cluster::up(Options::for_test(name, hosts).fleet(bin_dir()?))?;
-        let fleet = Fleet { cluster };
+        Fleet::join_in(Layout::asked_for()?, name, hosts, conf)
+    }
+
+    /// The same in the layout with one server, for tests that are about joining.
+    pub fn join_one_server(name: &str, hosts: usize, conf: &str) -> Result<Fleet> {
+        let layout = match Layout::asked_for()? {
+            Layout::Classic => Layout::Etcd,
+            other => other,
+        };
+        Fleet::join_in(layout, name, hosts, &vec![conf; hosts])
+    }
+
+    fn join_in(layout: Layout, name: &str, hosts: usize, conf: &[&str]) -> Result<Fleet> {
+        let fleet = Fleet::boot(layout, name, hosts)?;
         fleet.host().write("/etc/fleet/fleet.conf", format!("listen=\"*\"\n{}\n", conf[0]))?;
+        if let Some(etcd) = &fleet.etcd {
+            etcd::serve_from(fleet.host(), etcd)?;
+        }
         fleet.host().start_fleet()?;
         let token = fleet.token("{}")?;
         for (host, conf) in fleet.cluster.hosts().iter().zip(conf).skip(1) {
             fleet.join(host, &token, conf)?;
             host.start_fleet()?;
         }
-        until("all machines are there", || {
-            Ok(fleet.ok("list-machines --no-legend")?.lines().count() == conf.len())
-        })?;
+        until("all machines are there", || Ok(fleet.machines()? == conf.len()))?;
         Ok(fleet)
     }
 
@@ -152,11 +192,16 @@ impl Fleet {
         made["token"].as_str().map(str::to_owned).context("no token in the answer")
     }
 
-    /// Configures a host to join the first with a token.
+    /// Configures a host to join the servers with a token; where every machine is a server, to be one.
     pub fn join(&self, host: &Host, token: &str, conf: &str) -> Result<()> {
+        if let Some(etcd) = self.etcd.as_ref().filter(|_| self.servers == self.cluster.hosts().len()) {
+            host.write("/etc/fleet/fleet.conf", format!("{conf}\n"))?;
+            return etcd::serve_from(host, etcd);
+        }
         host.write("/etc/fleet/join-token", format!("{token}\n"))?;
+        let servers: Vec<&str> = self.cluster.hosts()[..self.servers].iter().map(Host::ip).collect();
         let join =
-            format!("join=\"{}\"\njoin_token_file=\"/etc/fleet/join-token\"\n{conf}\n", self.host().ip());
+            format!("join=\"{}\"\njoin_token_file=\"/etc/fleet/join-token\"\n{conf}\n", servers.join(","));
         host.write("/etc/fleet/fleet.conf", join)
     }
 

@@ -8,6 +8,7 @@ mod bad_input;
 mod cluster;
 mod disturbance;
 mod durability;
+mod etcd;
 mod isolation;
 mod leaving;
 mod life;

@@ -181,29 +181,14 @@ impl Etcd {
 
     /// Calls etcd's API v3 as JSON, for what a client in Rust is not at hand: keys and values are base64. Not over TLS.
     pub fn api(&self, index: usize, path: &str, body: &Value, token: Option<&str>) -> Result<Value> {
-        let authorization = token.map(|token| format!("Authorization: {token}\r\n")).unwrap_or_default();
-        let body = body.to_string();
-        let head =
-            format!("POST /v3/{path} HTTP/1.0\r\n{authorization}Content-Length: {}\r\n\r\n", body.len());
-        let text = self.http(index, &(head + &body))?;
-        serde_json::from_str(&text).with_context(|| format!("etcd answered {path} with {text}"))
+        ensure!(self.options.tls.is_none(), "only without TLS");
+        etcd_call(self.addresses[index], path, body, token, PATIENCE)
     }
 
     /// What a member counts: its metrics as text.
     pub fn metrics(&self, index: usize) -> Result<String> {
-        self.http(index, "GET /metrics HTTP/1.0\r\n\r\n")
-    }
-
-    fn http(&self, index: usize, request: &str) -> Result<String> {
         ensure!(self.options.tls.is_none(), "only without TLS");
-        let mut stream = TcpStream::connect((self.addresses[index], 2379))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("an answer of HTTP")?;
-        ensure!(head.split(' ').nth(1) == Some("200"), "etcd answers {answer}");
-        Ok(body.to_owned())
+        http(self.addresses[index], "GET /metrics HTTP/1.0\r\n\r\n", PATIENCE)
     }
 
     fn data(&self, index: usize) -> PathBuf {
@@ -268,6 +253,38 @@ impl Etcd {
             last.iter().rev().try_for_each(|line| write!(text, "\n{line}"))?;
             bail!("etcd's member {index} {problem}{text}");
         }
+    }
+}
+
+/// Calls the API v3 of the etcd at an address, port 2379, as JSON: keys and values are base64.
+pub fn etcd_call(
+    address: Ipv4Addr,
+    path: &str,
+    body: &Value,
+    token: Option<&str>,
+    deadline: Duration,
+) -> Result<Value> {
+    let authorization = token.map(|token| format!("Authorization: {token}\r\n")).unwrap_or_default();
+    let body = body.to_string();
+    let head = format!("POST /v3/{path} HTTP/1.0\r\n{authorization}Content-Length: {}\r\n\r\n", body.len());
+    let text = http(address, &(head + &body), deadline)?;
+    serde_json::from_str(&text).with_context(|| format!("etcd answered {path} with {text}"))
+}
+
+fn http(address: Ipv4Addr, request: &str, deadline: Duration) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&(address, 2379).into(), deadline)?;
+    stream.set_read_timeout(Some(deadline))?;
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("an answer of HTTP")?;
+    ensure!(head.split(' ').nth(1) == Some("200"), "etcd answers {answer}");
+    Ok(body.to_owned())
+}
+
+impl std::fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Etcd").field(&self.addresses).finish()
     }
 }
 
