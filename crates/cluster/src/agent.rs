@@ -18,6 +18,10 @@
 //! | *a stop job of fleet is under way:* |||||
 //! | any      | any             | any              | not known           | Ask |
 //! | any      | any             | any              | any                 | Rest |
+//! | *no job, and the file was here before fleet first ran in this life of the machine:* |||||
+//! | nothing  | some            | no               | any                 | Rest: nobody has decided anything about it |
+//! | nothing  | none (any more) | no               | any                 | Take |
+//! | loaded, launched | any     | no               | any                 | Take: from then on it is as any other |
 //! | *no job:* |||||
 //! | nothing  | none            | no               | any                 | Forget: what else has that name is not ours |
 //! | nothing  | any             | any              | not known           | Ask |
@@ -41,8 +45,8 @@
 //! When a stop job of fleet has ended well, fleet no longer holds the unit started, whatever is wanted by then.
 //!
 //! After a restart of fleetd files and marks (*started by fleet*) are as they were, so a unit that is as wanted
-//! rests. After a boot of the machine both are gone, and it is installed and started. Where the original fleet left
-//! files and no marks, what runs is adopted.
+//! rests. After a boot of the machine both are gone, and it is installed and started. What the original fleet left here
+//! (files, and no marks) is *inherited*: it goes on as it is until it is wanted, and then what runs is adopted.
 use crate::model::*;
 use fleet_unit::{Hash, UnitFile};
 use std::sync::Arc;
@@ -64,6 +68,8 @@ pub struct Observed {
     pub launched: Option<Hash>,
     /// Whether fleet has asked for a start since then and does not know how that ended.
     pub begun: bool,
+    /// Whether its file was here before fleet first ran since the machine booted, and nothing was wanted of it since.
+    pub inherited: bool,
     /// What systemd says; `None` before it was asked.
     pub systemd: Option<SystemdState>,
     /// What is under way.
@@ -85,6 +91,8 @@ pub enum Step {
     Stop,
     /// It runs already with this file: note that, start nothing.
     Adopt(Hash),
+    /// It was inherited and is wanted: from now on it is as any other unit.
+    Take,
     /// It was stopped: fleet no longer holds it started.
     Release,
     /// Unlink and delete its file.
@@ -106,6 +114,8 @@ pub fn next(wanted: Option<&Wanted>, observed: &Observed) -> Step {
         };
     }
     match wanted.filter(|wanted| wanted.state >= DesiredState::Loaded) {
+        None if observed.inherited && observed.text.is_some() => Step::Rest,
+        _ if observed.inherited => Step::Take,
         None => next_unwanted(observed),
         Some(wanted) => next_wanted(wanted, observed),
     }
@@ -167,11 +177,15 @@ fn hash_of(text: &str) -> Option<Hash> {
 
 /// What to report of a unit, or `None` when there is nothing of it here yet, or nothing is known of it.
 ///
+/// - What is inherited is not fleet's (yet).
 /// - A state of systemd that is not known is not guessed: there is no report until it was asked.
 /// - A unit counts as launched when it was started with the wanted file, as loaded when that is there, and as
 ///   inactive while another file is (golden/04-submit.txt: after --replace).
 /// - If not even its file could be written, `problem` is reported with the state of an unknown unit.
 pub fn report(wanted: Option<&Wanted>, observed: &Observed, problem: Option<&str>) -> Option<UnitReport> {
+    if observed.inherited {
+        return None;
+    }
     let problem = problem.map(str::to_owned);
     if observed.text.is_none() && observed.launched.is_none() {
         let hash = wanted?.file.hash();

@@ -13,6 +13,7 @@ mod isolation;
 mod leaving;
 mod life;
 mod logs;
+mod moving;
 mod placement;
 mod purge;
 mod reload;

@@ -79,10 +79,10 @@ struct Slot {
 }
 
 impl Slot {
-    /// Whether anything of the unit is on the machine, or may be.
+    /// Whether anything of the unit is on the machine, or may be, that is fleet's.
     fn is_here(&self) -> bool {
-        let Observed { text, launched, begun, job, .. } = &self.observed;
-        text.is_some() || launched.is_some() || *begun || job.is_some()
+        let Observed { text, launched, begun, job, inherited, .. } = &self.observed;
+        !inherited && (text.is_some() || launched.is_some() || *begun || job.is_some())
     }
 }
 
@@ -131,10 +131,21 @@ impl<S: Systemd> Agent<S> {
             match mark {
                 Mark::Launched(hash) => observed.launched = Some(hash),
                 Mark::Starting(_) => observed.begun = true,
+                Mark::Inherited(_) => observed.inherited = true,
             }
         }
-        if !slots.is_empty() {
-            info!("found {} units of fleet on this machine", slots.len());
+        let inherited: Vec<_> =
+            slots.iter().filter(|(_, slot)| slot.observed.inherited).map(|(name, _)| name.as_str()).collect();
+        if slots.len() > inherited.len() {
+            info!("found {} units of fleet on this machine", slots.len() - inherited.len());
+        }
+        if !inherited.is_empty() {
+            info!(
+                "found {} units that another fleet left on this machine; they go on as they are, and are taken over when they \
+                 are wanted here: {}",
+                inherited.len(),
+                inherited.join(" ")
+            );
         }
         let names: Vec<_> = slots.keys().cloned().collect();
         let guarded = found.guarded.as_ref().map(|guarded| guarded.units.clone()).unwrap_or_default();
@@ -487,7 +498,7 @@ impl<S: Systemd> Agent<S> {
                     info!(UNIT = %name, "{name} runs already as wanted; left as it is");
                     self.mark(name, Some(hash)).await;
                 }
-                Step::Release => self.mark(name, None).await,
+                Step::Take | Step::Release => self.mark(name, None).await,
                 Step::Remove => remove.push(name),
                 Step::Forget => {
                     // What was reported has to be taken back, so the slot goes when that is done.

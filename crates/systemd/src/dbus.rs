@@ -451,7 +451,9 @@ impl Systemd for SystemdHost {
         let (all, marks, guarded) = self
             .with_files(move |directories| {
                 let guarded = guard::read(&directories.guard);
-                Ok((files::list_units(directories)?, files::list_marks(directories, &boot)?, guarded))
+                let units = files::list_units(directories)?;
+                files::mark_inherited(directories, &boot, &units)?;
+                Ok((units, files::list_marks(directories, &boot)?, guarded))
             })
             .await?;
         let (linked, unlinked): (Vec<_>, Vec<_>) =

@@ -146,9 +146,31 @@ pub(crate) fn mark(
     let text = match mark {
         Some(Mark::Launched(hash)) => format!("{hash} {boot}\n"),
         Some(Mark::Starting(hash)) => format!("{hash} {boot} starting\n"),
+        Some(Mark::Inherited(hash)) => format!("{hash} {boot} inherited\n"),
         None => return delete(&path),
     };
     write_atomically(&path, text.as_bytes(), None).map_err(|error| failed(&path, error))
+}
+
+/// Marks units that were here before fleet first ran in this life of the machine (`boot`): those that another fleet, the
+/// original, left. To be called before anything else touches the marks: that fleet ran shows in their directory.
+pub(crate) fn mark_inherited(
+    directories: &Directories,
+    boot: &str,
+    units: &BTreeMap<UnitName, UnitFile>,
+) -> Result<(), Error> {
+    if directories.launched.is_dir() {
+        return Ok(());
+    }
+    // All of them or none, should fleetd be killed meanwhile: the directory appears with the marks in it.
+    let mut made = OsString::from(&directories.launched);
+    made.push(TEMPORARY);
+    let made = Directories { launched: made.into(), ..directories.clone() };
+    entries(&made.launched)?;
+    for (unit, file) in units {
+        mark(&made, boot, unit, Some(Mark::Inherited(file.hash())))?;
+    }
+    fs::rename(&made.launched, &directories.launched).map_err(|error| failed(&directories.launched, error))
 }
 
 /// Writes what the guard has to know; `None`: that there is nothing.
@@ -176,6 +198,7 @@ pub(crate) fn list_marks(directories: &Directories, boot: &str) -> Result<BTreeM
             match then.strip_prefix(boot)? {
                 "" => Some((name, Mark::Launched(hash))),
                 " starting" => Some((name, Mark::Starting(hash))),
+                " inherited" => Some((name, Mark::Inherited(hash))),
                 _ => None,
             }
         });
@@ -369,6 +392,25 @@ mod tests {
         assert_eq!(marks, BTreeMap::from([(name("a.service"), launched), (name("s.service"), starting)]));
         assert!(list_marks(&directories, "boot-2").unwrap().is_empty());
         assert!(list_marks(&directories, "boot-1").unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_here_before_the_first_run_is_inherited() {
+        let root = tempfile::tempdir().unwrap();
+        let directories = directories(&root);
+        let unit = |text: &str| {
+            write_unit(&directories, &name(text), "[Unit]\n").unwrap();
+            list_units(&directories).unwrap()
+        };
+        let found = unit("a.service");
+        let hash = found[&name("a.service")].hash();
+        mark_inherited(&directories, "boot-1", &found).unwrap();
+        let marks = BTreeMap::from([(name("a.service"), Mark::Inherited(hash))]);
+        assert_eq!(list_marks(&directories, "boot-1").unwrap(), marks);
+        // What comes later is not.
+        mark_inherited(&directories, "boot-1", &unit("b.service")).unwrap();
+        assert_eq!(list_marks(&directories, "boot-1").unwrap(), marks);
+        assert_eq!(names(&root.path().join("fleet")), ["launched", "units"]);
     }
 
     #[test]

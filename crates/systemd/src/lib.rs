@@ -43,19 +43,21 @@ pub enum JobResult {
 pub struct Found {
     /// The unit files in the units directory that are linked into systemd, with their texts.
     pub files: BTreeMap<UnitName, Arc<str>>,
-    /// Which units fleet has started since the machine booted.
+    /// Which units fleet has started since the machine booted, and which were here before it first ran since then.
     pub marks: BTreeMap<UnitName, Mark>,
     /// What the guard was told last in this life of the machine.
     pub guarded: Option<Guarded>,
 }
 
-/// What is remembered of a unit that fleet started, with the hash of the file it was.
+/// What is remembered of a unit, with the hash of the file it was: that fleet started it, or that it was here before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
     /// The start job was asked for, or is about to be; how it ended is not known.
     Starting(Hash),
     /// The start job has ended.
     Launched(Hash),
+    /// Its file was here before fleet first ran since the machine booted: another fleet left it.
+    Inherited(Hash),
 }
 
 /// What the guard has to know: which units it has to stop when the machine's presence is not renewed, and when

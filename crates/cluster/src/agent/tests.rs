@@ -30,6 +30,7 @@ fn observed() -> impl Strategy<Value = Observed> {
         text: text.map(Arc::from),
         launched,
         begun,
+        inherited: false,
         systemd,
         job,
     })
@@ -91,6 +92,7 @@ impl Machine {
                 self.observed.launched = Some(hash);
                 self.observed.begun = false;
             }
+            Step::Take => self.observed.inherited = false,
             Step::Release => {
                 assert!(!self.actual.is_live(), "it is given up while it runs");
                 self.observed.launched = None;
@@ -179,6 +181,7 @@ proptest! {
             text: Some(wanted.file.shared_text()),
             launched: launch.then(|| wanted.file.hash()),
             begun: false,
+            inherited: false,
             systemd: asked.then(|| state(active)),
             job: None,
         };
@@ -291,6 +294,31 @@ fn what_the_original_left_is_adopted() {
     let newer = wanted(2, DesiredState::Launched);
     machine.settle(Some(&newer));
     assert!(machine.steps.contains(&Step::Stop) && machine.steps.contains(&Step::Start(newer.file.hash())));
+}
+
+#[test]
+fn what_is_inherited_goes_on_until_it_is_wanted() {
+    let found = Observed { text: Some(TEXTS[0].into()), inherited: true, ..Observed::default() };
+    for active in LIVE.iter().chain(&DOWN) {
+        let systemd = Some(state(active));
+        let asked = Observed { systemd, ..found.clone() };
+        for observed in [&found, &asked] {
+            assert_eq!(next(None, observed), Step::Rest);
+            assert_eq!(report(None, observed, None), None);
+        }
+    }
+    let mut machine = Machine::new(&found, "active");
+    let launched = wanted(0, DesiredState::Launched);
+    machine.settle(Some(&launched));
+    assert_eq!(machine.steps, [Step::Take, Step::Ask, Step::Adopt(launched.file.hash()), Step::Rest]);
+    // From then on it is as any other.
+    machine.steps.clear();
+    machine.settle(None);
+    assert!(machine.steps.contains(&Step::Stop) && machine.steps.contains(&Step::Remove));
+    // Its file was taken away by hand: nothing is left to wait for.
+    let mut machine = Machine::new(&Observed { inherited: true, ..Observed::default() }, "inactive");
+    machine.settle(None);
+    assert_eq!(machine.steps, [Step::Take, Step::Forget]);
 }
 
 #[test]

@@ -97,6 +97,7 @@ impl<S: Systemd> Agent<S> {
                 if let Some(slot) = self.slots.get_mut(&name) {
                     slot.observed.launched = hash;
                     slot.observed.begun = false;
+                    slot.observed.inherited = false;
                     if hash.is_none() {
                         // What its last start ran into is over with that start.
                         slot.problem = None;
