@@ -2,6 +2,7 @@
 //! something to become true.
 
 mod etcd;
+pub mod history;
 mod http;
 mod running;
 

@@ -9,6 +9,7 @@ mod cluster;
 mod disturbance;
 mod durability;
 mod etcd;
+mod history;
 mod isolation;
 mod leaving;
 mod life;
