@@ -53,6 +53,11 @@ impl Fleet {
         Ok(Fleet { cluster, etcd, servers })
     }
 
+    /// Hosts that a test makes a cluster of by itself, with the first as a server.
+    pub fn of(cluster: Cluster) -> Fleet {
+        Fleet { cluster, etcd: None, servers: 1 }
+    }
+
     /// The first host.
     pub fn host(&self) -> &Host {
         self.cluster.host(0)

@@ -74,7 +74,7 @@ pub(crate) fn machines(name: &str) -> Result<Fleet> {
     for (host, metadata) in cluster.hosts().iter().zip(["", "disk=hdd", "disk=ssd"]) {
         host.write("/etc/fleet/fleet.conf", conf(&cluster, metadata))?;
     }
-    Ok(Fleet { cluster })
+    Ok(Fleet::of(cluster))
 }
 
 /// The fleet.conf of the old cluster.
