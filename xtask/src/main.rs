@@ -1,11 +1,11 @@
-//! Developer commands: `cargo xtask demo | test | sim | bench | dist`. CONTRIBUTING.md says when to use which.
+//! Developer commands: `cargo xtask demo | test | sim | torture | bench | dist`. CONTRIBUTING.md says when to use which.
 //!
 //! | module | job |
 //! |---|---|
 //! | `steps` | named steps with their times; cargo as a child process |
 //! | `packages` | Debian packages that tests and the demo need |
 //! | `licences` | licences and bans of deny.toml against the dependency tree |
-//! | `test`, `sim`, `demo`, `bench`, `dist` | one command each |
+//! | `test`, `sim`, `torture`, `demo`, `bench`, `dist` | one command each |
 
 mod bench;
 mod demo;
@@ -15,6 +15,7 @@ mod packages;
 mod sim;
 mod steps;
 mod test;
+mod torture;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,8 @@ enum Command {
     Test,
     /// Simulate clusters under faults, and check after every step that nothing happens that must not
     Sim(sim::Args),
+    /// Break a cluster of real hosts in all ways, at random, and check that nothing happens that must not (as root)
+    Torture(torture::Args),
     /// Measure speed against the floor of the same run and compare with the budgets (as root)
     Bench(bench::Args),
     /// Build a release and put it into a tar.gz with the package's files
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Test => test::run(),
         Command::Sim(args) => sim::run(&args),
+        Command::Torture(args) => torture::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Dist => dist::run(),
         Command::Packages => packages::ensure(),

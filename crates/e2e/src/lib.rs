@@ -5,6 +5,7 @@ mod etcd;
 pub mod history;
 mod http;
 mod running;
+pub mod torture;
 
 pub use etcd::{Layout, Members, base64, from_base64};
 pub use http::{Answer, Http};

@@ -19,6 +19,7 @@ mod placement;
 mod purge;
 mod reload;
 mod sessions;
+mod torture;
 mod tunnel;
 mod tutorial;
 mod unprivileged;

@@ -160,12 +160,7 @@ impl<'h> Checker<'h> {
         }
         for command in &about {
             let Some((value, _)) = writes(&command.effect) else { continue };
-            // An unknown one may be carried out at any later time.
-            let end = match command.outcome {
-                Outcome::Acknowledged { .. } => command.end,
-                _ => None,
-            };
-            if !over(value, end) {
+            if !over(value, self.over(command)) {
                 may.insert(value);
             }
         }
@@ -228,7 +223,7 @@ impl<'h> Checker<'h> {
                 }
                 _ => true,
             };
-            stops && command.is_within(since, at)
+            stops && self.is_within(command, since, at)
         }) || self.is_told_otherwise(run, since, at)
             || self.is_fenced(run, at)
             || self.is_moved_by_machines(run, since, at)
@@ -248,14 +243,14 @@ impl<'h> Checker<'h> {
                 })
                 || self
                     .about(unit)
-                    .any(|command| command.is_within(at.saturating_sub(LAG).max(since), at + LAG))
+                    .any(|command| self.is_within(command, at.saturating_sub(LAG).max(since), at + LAG))
                 || !self.is_watched(self.reach(host, at), at);
         };
         self.faults_on(host).any(|fault| {
             matches!(fault.kind, FaultKind::Down)
                 && self.matters(fault, at)
                 && fault.end.is_none_or(|end| end >= before.start)
-        }) || self.about(unit).any(|command| command.is_within(since, at))
+        }) || self.about(unit).any(|command| self.is_within(command, since, at))
             || self.is_told_otherwise(before, since, at)
             || self.is_fenced(before, at)
             || self.is_moved_by_machines(run, since, at)
@@ -326,7 +321,7 @@ impl<'h> Checker<'h> {
         self.commands.iter().any(|command| {
             let moves = matches!(command.effect, Effect::Machines) || choosy;
             let refused = matches!(command.outcome, Outcome::Refused(_));
-            moves && !refused && command.is_within(since.saturating_sub(DRAIN).max(self.rest(at)), at)
+            moves && !refused && self.is_within(command, since.saturating_sub(DRAIN).max(self.rest(at)), at)
         })
     }
 
@@ -357,7 +352,7 @@ impl<'h> Checker<'h> {
                 && !self.may_not_fit(&seen.unit, since, seen.at)
                 && !self
                     .about(&seen.unit)
-                    .any(|command| command.takes_off(&is.hash) && command.is_within(since, seen.at))
+                    .any(|command| command.takes_off(&is.hash) && self.is_within(command, since, seen.at))
             {
                 let what = format!("{} was taken from host {from}, which was there", seen.unit);
                 found.push(Violation { check: "G2", at: seen.at, what });
@@ -392,7 +387,7 @@ impl<'h> Checker<'h> {
                         })
                     });
                     let near = at.saturating_sub(LAG).max(self.rest(at));
-                    let moved = self.about(unit).any(|command| command.is_within(near, at))
+                    let moved = self.about(unit).any(|command| self.is_within(command, near, at))
                         || self.may_not_fit(unit, near, at);
                     if took.is_some_and(|took| took < LAG) && (!given_up || moved) {
                         continue;
@@ -557,6 +552,23 @@ impl<'h> Checker<'h> {
         self.history.faults.iter().filter(move |fault| fault.host.is_none_or(|on| on == host))
     }
 
+    /// When a command was carried out, if ever, at the latest. That of an unknown one may come at any time, but not after a rest: who
+    /// had it under way has done it by then or is gone.
+    fn over(&self, command: &Command) -> Option<Millis> {
+        match command.outcome {
+            Outcome::Unknown(_) => {
+                let end = command.end?;
+                self.rests.iter().copied().filter(|rest| *rest >= end).min()
+            }
+            _ => command.end,
+        }
+    }
+
+    /// Whether a command may have been carried out within this time.
+    fn is_within(&self, command: &Command, since: Millis, until: Millis) -> bool {
+        command.start <= until && self.over(command).is_none_or(|over| over >= since)
+    }
+
     /// When all was at rest last; 0 if it never was.
     fn rest(&self, at: Millis) -> Millis {
         self.rests.iter().copied().filter(|rest| *rest <= at).max().unwrap_or(0)
@@ -599,15 +611,6 @@ impl Command {
             }
             _ => true,
         }
-    }
-
-    /// Whether it may have been carried out within this time.
-    fn is_within(&self, since: Millis, until: Millis) -> bool {
-        let over = match self.outcome {
-            Outcome::Unknown(_) => None,
-            _ => self.end,
-        };
-        self.start <= until && over.is_none_or(|over| over >= since)
     }
 }
 

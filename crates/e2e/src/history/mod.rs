@@ -46,8 +46,7 @@ pub struct History {
     pub streams: Vec<Stream>,
     /// When units ran where.
     pub runs: Vec<Run>,
-    /// When everything was at rest: all that was true before was known to everybody and carried out. Of unknown commands this can't
-    /// be said.
+    /// When everything was at rest: all that was true before was known to everybody and carried out, and nothing was under way.
     pub rests: Vec<Millis>,
     /// How things are in the end, when nothing is broken any more.
     pub end: Option<End>,

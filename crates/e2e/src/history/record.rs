@@ -186,7 +186,10 @@ impl Recorder {
                     history.rests.push(Self::now()?);
                     return Ok(history.clone());
                 }
-                Ok(found) if late && !found.is_empty() => return Ok(self.history().clone()),
+                // What was lost does not come back.
+                Ok(found) if !found.is_empty() && (late || found.iter().all(|one| one.check == "G1")) => {
+                    return Ok(self.history().clone());
+                }
                 Ok(found) => before = found.is_empty(),
                 Err(error) if late => return Err(error.context("the cluster can't be looked at")),
                 Err(_) => before = false,

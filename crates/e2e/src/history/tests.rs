@@ -171,6 +171,9 @@ fn writes_whose_outcome_is_not_known() {
     let story = |outcome| story().put_so(50.0, "", "loaded", outcome).put(60.0, "", "launched").end(late);
     assert!(story(unknown()).0.check().iter().all(|violation| violation.check != "G1"));
     story(Outcome::Refused("no".into())).found("G1", "the desired state of a is loaded");
+    let mut rested = story(unknown());
+    rested.0.rests.push(ms(55.0));
+    rested.found("G1", "the desired state of a is loaded");
 }
 
 #[test]
