@@ -305,9 +305,8 @@ fn settle(definition: &Command, command: Option<&Command>, flags: Vec<Flag>) -> 
                     Some(false) => {}
                     None => {
                         let name = &flag.name;
-                        let text =
-                            format!("invalid argument {value:?} for --{name}: true or false is expected");
-                        return Err(misuse(command, text));
+                        let reason = crate::values::no_boolean(value);
+                        return Err(misuse(command, invalid(name, value, &reason)));
                     }
                 }
             }
@@ -320,6 +319,43 @@ fn settle(definition: &Command, command: Option<&Command>, flags: Vec<Flag>) -> 
         }
     }
     Ok(settled)
+}
+
+/// What is wrong with a command line that clap refused for the value of a flag, in the original's words; `None` when that is
+/// not why. `line` is what clap was given.
+pub(crate) fn bad_value(error: &clap::Error, definition: &Command, line: &[String]) -> Option<Misuse> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    use std::error::Error;
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    if !matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
+        return None;
+    }
+    // `--lines <N>`
+    let flag = text(ContextKind::InvalidArg)?.strip_prefix("--")?.split([' ', '=', '[']).next()?;
+    let value = text(ContextKind::InvalidValue)?;
+    let reason = match (error.source(), error.get(ContextKind::ValidValue)) {
+        (Some(source), _) => match source.downcast_ref::<std::num::ParseIntError>() {
+            Some(error) => crate::values::no_integer(value, error),
+            None => source.to_string(),
+        },
+        (None, Some(ContextValue::Strings(known))) => format!("it is one of {}", known.join(", ")),
+        _ => return None,
+    };
+    let mut command = None;
+    for word in line.iter().skip(1) {
+        match command.unwrap_or(definition).find_subcommand(word) {
+            Some(found) => command = Some(found),
+            None => break,
+        }
+    }
+    Some(misuse(command, invalid(flag, value, &reason)))
+}
+
+fn invalid(flag: &str, value: &str, reason: &str) -> String {
+    format!("invalid argument {value:?} for --{flag}={value}: {reason}")
 }
 
 fn misuse(command: Option<&Command>, text: String) -> Misuse {
@@ -471,8 +507,64 @@ mod tests {
         assert_eq!(refused("--endpoint"), "flag needs an argument: --endpoint");
         assert_eq!(
             refused("list-machines --full=maybe"),
-            "invalid argument \"maybe\" for --full: true or false is expected"
+            "invalid argument \"maybe\" for --full=maybe: strconv.ParseBool: parsing \"maybe\": invalid syntax"
         );
+    }
+
+    #[test]
+    fn bad_values_are_told_in_the_originals_words() {
+        use clap::Parser;
+        let refused = |line: &str| {
+            let Ok(Invocation::Run(words)) = with_environment(line, &[]) else { panic!("{line}") };
+            let error = crate::cli::Cli::try_parse_from(&words).unwrap_err();
+            let misuse = bad_value(&error, &crate::cli::definition(), &words).unwrap();
+            (misuse.text, misuse.command.unwrap())
+        };
+        for (line, text, command) in [
+            (
+                "journal --lines=all a",
+                "invalid argument \"all\" for --lines=all: strconv.ParseInt: parsing \"all\": invalid syntax",
+                "journal",
+            ),
+            (
+                "start --block-attempts 99999999999999999999 a",
+                "invalid argument \"99999999999999999999\" for --block-attempts=99999999999999999999: \
+                 strconv.ParseInt: parsing \"99999999999999999999\": value out of range",
+                "start",
+            ),
+            (
+                "status --ssh-port=x a",
+                "invalid argument \"x\" for --ssh-port=x: strconv.ParseInt: parsing \"x\": invalid syntax",
+                "status",
+            ),
+            (
+                "--request-timeout=x list-units",
+                "invalid argument \"x\" for --request-timeout=x: strconv.ParseFloat: parsing \"x\": invalid syntax",
+                "list-units",
+            ),
+            (
+                "--strict-host-key-checking=maybe list-units",
+                "invalid argument \"maybe\" for --strict-host-key-checking=maybe: strconv.ParseBool: parsing \"maybe\": invalid syntax",
+                "list-units",
+            ),
+            (
+                "start --timeout=soon a",
+                "invalid argument \"soon\" for --timeout=soon: a duration is expected, such as 90s, 1m30s or 0",
+                "start",
+            ),
+            (
+                "list-units --format=xml",
+                "invalid argument \"xml\" for --format=xml: it is one of text, json",
+                "list-units",
+            ),
+            (
+                "user create ann --role=king",
+                "invalid argument \"king\" for --role=king: it is one of viewer, operator, admin",
+                "user create",
+            ),
+        ] {
+            assert_eq!(refused(line), (text.to_owned(), command.to_owned()), "{line}");
+        }
     }
 
     #[test]

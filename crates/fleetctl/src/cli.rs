@@ -613,7 +613,7 @@ pub(crate) fn definition() -> clap::Command {
 }
 
 fn boolean(text: &str) -> Result<bool, String> {
-    crate::values::boolean(text).ok_or_else(|| "true or false is expected".to_owned())
+    crate::values::boolean(text).ok_or_else(|| crate::values::no_boolean(text))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -630,7 +630,7 @@ fn ttl(text: &str) -> Result<String, String> {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "a number of seconds is expected".to_owned())?;
+    let seconds = crate::values::decimal(text)?;
     Duration::try_from_secs_f64(seconds)
         .ok()
         .filter(|d| !d.is_zero())

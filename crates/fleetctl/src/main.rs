@@ -51,23 +51,30 @@ fn run() -> anyhow::Result<i32> {
         }
     }
     let variable = |name: &str| std::env::var(name).ok();
-    match argv::normalise(&cli::definition(), &arguments, variable, |line| eprintln!("{line}")) {
-        Err(misuse) => {
-            let help = misuse.command.map(|command| format!(" {command}")).unwrap_or_default();
-            eprintln!("Error: {}", misuse.text);
-            eprintln!("Run 'fleetctl{help} --help' for usage.");
-            Ok(MISUSE)
-        }
+    let definition = cli::definition();
+    match argv::normalise(&definition, &arguments, variable, |line| eprintln!("{line}")) {
+        Err(misuse) => Ok(refuse(misuse)),
         Ok(Invocation::Version) => show::show_version(false),
         Ok(Invocation::Help { command, long }) => help(command.as_deref(), long),
-        Ok(Invocation::Run(line)) => match Cli::try_parse_from(line) {
+        Ok(Invocation::Run(line)) => match Cli::try_parse_from(&line) {
             Ok(cli) => execute(cli),
             Err(error) => {
+                if let Some(misuse) = argv::bad_value(&error, &definition, &line) {
+                    return Ok(refuse(misuse));
+                }
                 error.print()?;
                 Ok(MISUSE)
             }
         },
     }
+}
+
+/// Says what is wrong with the command line, and where to find help.
+fn refuse(misuse: argv::Misuse) -> i32 {
+    let help = misuse.command.map(|command| format!(" {command}")).unwrap_or_default();
+    eprintln!("Error: {}", misuse.text);
+    eprintln!("Run 'fleetctl{help} --help' for usage.");
+    MISUSE
 }
 
 /// Prints the help of a command (`machine list`), or of all.

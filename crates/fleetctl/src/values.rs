@@ -1,4 +1,4 @@
-//! Values of flags as Go writes them.
+//! Values of flags as Go writes them, and what it says of those that are none.
 use std::time::Duration;
 
 /// A boolean by Go's `strconv.ParseBool`.
@@ -8,6 +8,26 @@ pub(crate) fn boolean(text: &str) -> Option<bool> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
         _ => None,
     }
+}
+
+/// Why a text is no boolean, as `strconv.ParseBool` says it.
+pub(crate) fn no_boolean(text: &str) -> String {
+    format!("strconv.ParseBool: parsing {text:?}: invalid syntax")
+}
+
+/// Why a text is no whole number, as `strconv.ParseInt` says it.
+pub(crate) fn no_integer(text: &str, error: &std::num::ParseIntError) -> String {
+    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+    let reason = match error.kind() {
+        PosOverflow | NegOverflow => "value out of range",
+        _ => "invalid syntax",
+    };
+    format!("strconv.ParseInt: parsing {text:?}: {reason}")
+}
+
+/// A decimal number, or why it is none, as `strconv.ParseFloat` says it.
+pub(crate) fn decimal(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| format!("strconv.ParseFloat: parsing {text:?}: invalid syntax"))
 }
 
 /// A duration by Go's `time.ParseDuration` (`1h2m3.5s`), or a plain number of seconds.
