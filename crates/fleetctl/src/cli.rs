@@ -547,9 +547,9 @@ pub(crate) struct Restart {
 
 #[derive(Args, Debug)]
 pub(crate) struct Status {
-    /// The original's way to the machine; the answer now comes through the API
-    #[arg(long, value_name = "PORT", default_value = "22", hide = true)]
-    ssh_port: u16,
+    /// The original's way to the machine; the answer comes through the API, unless the server is the original's
+    #[arg(long, value_name = "PORT", hide = true)]
+    pub(crate) ssh_port: Option<u16>,
     /// The machine whose copy to show, by the beginning of its ID
     #[arg(long, value_name = "MACHINE", default_value = "", hide_default_value = true)]
     pub(crate) machine: String,
@@ -574,11 +574,11 @@ pub(crate) struct Journal {
     /// Form of the lines, as for journalctl: short, cat, json, …
     #[arg(long, value_name = "FORM", default_value = "short")]
     pub(crate) output: String,
-    /// The original's way to read the journal as root; fleetd does that anyway
+    /// The original's way to read the journal as root; fleetd does that anyway, unless it is the original's
     #[arg(long, hide = true)]
-    sudo: bool,
-    #[arg(long, value_name = "PORT", default_value = "22", hide = true)]
-    ssh_port: u16,
+    pub(crate) sudo: bool,
+    #[arg(long, value_name = "PORT", hide = true)]
+    pub(crate) ssh_port: Option<u16>,
     /// The machine whose copy to show, by the beginning of its ID
     #[arg(long, value_name = "MACHINE", default_value = "", hide_default_value = true)]
     pub(crate) machine: String,

@@ -1,5 +1,5 @@
 //! ssh, through the user's own OpenSSH with its configuration and agent: logging in to machines
-//! (golden/12-ssh.txt), and the tunnel that `--tunnel` asks for.
+//! (golden/12-ssh.txt), running there what a server of fleet 1.0 can't answer, and the tunnel that `--tunnel` asks for.
 mod options;
 mod tunnel;
 
@@ -8,9 +8,9 @@ pub(crate) use tunnel::{AT_ONCE, Tunnel};
 use crate::cli::Ssh;
 use crate::context::{Context, is_global, words};
 use crate::copies::Selector;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use fleet_api::client::Error;
-use options::{configured, host_and_port, options, port_options, proxy_command, user};
+use options::{configured, host_and_port, options, port_options, proxy_command, quoted, user};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use tokio::process::Command;
@@ -63,17 +63,50 @@ pub(crate) async fn run(context: &Context, args: Ssh) -> Result<i32> {
     {
         words = rest;
     }
-    login(context, &args, &address, words).await
+    login(context, &Login { port: args.ssh_port, forward_agent: args.forward_agent }, &address, words).await
+}
+
+/// How to log in.
+struct Login {
+    port: Option<u16>,
+    forward_agent: bool,
+}
+
+/// Runs a command on a machine, as fleetctl 1.0 did for status and journal: here if it is this one, else over ssh. The
+/// command's exit code.
+pub(crate) async fn run_on(
+    context: &Context,
+    machine: &str,
+    port: Option<u16>,
+    words: &[&str],
+) -> Result<i32> {
+    let here = std::fs::read_to_string("/etc/machine-id");
+    if here.is_ok_and(|id| id.trim_end() == machine) {
+        let (program, arguments) = words.split_first().context("a command")?;
+        let _interrupts = signal(SignalKind::interrupt())?;
+        let status = Command::new(program).args(arguments).status().await;
+        return Ok(exit_code(status.with_context(|| format!("{program} cannot be started"))?));
+    }
+    let address = match by_machine(context, machine).await {
+        Place::At(address) if !address.is_empty() => address,
+        Place::Unasked(error) => return Ok(context.fail("Error getting machine IP: ", &error, "")),
+        _ => {
+            eprintln!("Error getting machine IP: {}", context.legend(machine).await);
+            return Ok(1);
+        }
+    };
+    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    login(context, &Login { port, forward_agent: false }, &address, &words).await
 }
 
 /// Runs ssh in the foreground and passes its exit code on.
-async fn login(context: &Context, args: &Ssh, address: &str, words: &[String]) -> Result<i32> {
+async fn login(context: &Context, how: &Login, address: &str, words: &[String]) -> Result<i32> {
     let globals = &context.globals;
-    let port = args.ssh_port.map(|port| port.to_string());
+    let port = how.port.map(|port| port.to_string());
     let there = configured(globals, address, port.as_deref()).await;
     let mut ssh = Command::new("ssh");
     ssh.args(options(globals, &there)).args(port_options(port.as_deref()));
-    if args.forward_agent {
+    if how.forward_agent {
         ssh.arg("-A");
     }
     if !globals.tunnel.is_empty() {

@@ -1,4 +1,5 @@
-//! journal: the last lines that units have logged, and those to come (golden/11-status-journal.txt).
+//! journal: the last lines that units have logged, and those to come (golden/11-status-journal.txt). A server of fleet 1.0 has no
+//! journals: then journalctl is run on the machine over ssh, as fleetctl 1.0 did.
 use crate::cli::{Format, Journal};
 use crate::context::{Context, INTERRUPTED, is_global, print};
 use crate::copies::{Copy, Selector};
@@ -33,7 +34,7 @@ pub(crate) async fn run(context: &Context, args: &Journal) -> Result<i32> {
         [] => Ok(code),
         [copy] if args.units.len() == 1 => {
             query.machine = Some(copy.machine.clone());
-            one(context, copy, &query).await
+            one(context, copy, &query, args).await
         }
         copies => {
             let several = several(context, copies, query).await?;
@@ -102,7 +103,7 @@ async fn several(context: &Context, copies: &[Copy], mut query: JournalQuery) ->
 }
 
 /// The journal of one copy, as journalctl prints it on its machine.
-async fn one(context: &Context, copy: &Copy, query: &JournalQuery) -> Result<i32> {
+async fn one(context: &Context, copy: &Copy, query: &JournalQuery, args: &Journal) -> Result<i32> {
     let name = &copy.unit;
     let on = || async { format!("unit {name} on machine {}: ", context.legend(&copy.machine).await) };
     let mut journal = match context.client.journal(name, query).await {
@@ -113,8 +114,16 @@ async fn one(context: &Context, copy: &Copy, query: &JournalQuery) -> Result<i32
             return Ok(exit_code.unwrap_or(1));
         }
         Err(error) if error.is_unknown_resource() => {
-            eprintln!("This server cannot read journals: fleetctl ssh {name} journalctl --unit {name}");
-            return Ok(1);
+            let lines = query.lines.to_string();
+            let mut words =
+                vec!["journalctl", "--unit", name, "--no-pager", "-n", &lines, "--output", &query.output];
+            if args.sudo {
+                words.insert(0, "sudo");
+            }
+            if query.follow {
+                words.push("-f");
+            }
+            return crate::ssh::run_on(context, &copy.machine, args.ssh_port, &words).await;
         }
         Err(error) => {
             return Ok(context.fail(&format!("Error retrieving journal of {}", on().await), &error, ""));

@@ -1,5 +1,6 @@
 //! status: what systemctl status says of units on their machines, with its exit code (golden/11-status-journal.txt).
-//! Global units are shown on every machine that has them, unless one is chosen.
+//! Global units are shown on every machine that has them, unless one is chosen. A server of fleet 1.0 does not ask machines:
+//! then systemctl is run there over ssh, as fleetctl 1.0 did.
 use crate::cli::Status;
 use crate::context::{Context, is_global, misused, print, print_line};
 use crate::copies::Selector;
@@ -16,6 +17,8 @@ struct Wanted {
     unit: String,
     /// The machine to ask; none: the one the unit is on.
     machine: Option<String>,
+    /// The machine that has it.
+    place: String,
     /// It is one of several, so its machine has to be said: systemctl does not.
     named: bool,
 }
@@ -36,7 +39,7 @@ pub(crate) async fn run(context: &Context, args: &Status) -> Result<i32> {
             }
         }
     }
-    let mut code = show(context, &wanted).await?;
+    let mut code = show(context, &wanted, args.ssh_port).await?;
     if let Err(refusal) = missing {
         code = match refusal {
             Refusal::Misuse(text) => {
@@ -72,19 +75,24 @@ async fn find(context: &Context, argument: &str, flag: &str) -> Result<Vec<Wante
         return Err(Refusal::Missing(format!("Unit {name} does not appear to be loaded.")));
     }
     if !global && selector.machine.is_none() {
-        return Ok(vec![Wanted { unit: unit.name, machine: None, named: false }]);
+        return Ok(vec![Wanted { unit: unit.name, machine: None, place: unit.machine_id, named: false }]);
     }
     let copies = selector.reported(context).await;
     let copies = copies.map_err(|error| {
         Refusal::Failed("Error retrieving machine state for global units: ".to_owned(), error)
     })?;
     let named = selector.machine.is_none();
-    let wanted = |copy: crate::copies::Copy| Wanted { unit: copy.unit, machine: Some(copy.machine), named };
+    let wanted = |copy: crate::copies::Copy| Wanted {
+        unit: copy.unit,
+        machine: Some(copy.machine.clone()),
+        place: copy.machine,
+        named,
+    };
     Ok(copies.map_err(Refusal::Missing)?.into_iter().map(wanted).collect())
 }
 
 /// Shows them in order, and gives the exit code: that of the first that is not active; 1 if one could not be asked.
-async fn show(context: &Context, wanted: &[Wanted]) -> Result<i32> {
+async fn show(context: &Context, wanted: &[Wanted], ssh_port: Option<u16>) -> Result<i32> {
     let ask = |it: &Wanted| {
         let (client, unit, machine) = (context.client.clone(), it.unit.clone(), it.machine.clone());
         async move { client.status(&unit, machine.as_deref()).await }
@@ -110,11 +118,16 @@ async fn show(context: &Context, wanted: &[Wanted]) -> Result<i32> {
                 shown += 1;
             }
             Err(error) if error.is_unknown_resource() => {
-                let name = &it.unit;
-                eprintln!(
-                    "This server cannot ask machines for their status: fleetctl ssh {name} systemctl status -l {name}"
-                );
-                return Ok(1);
+                if shown > 0 {
+                    print(b"\n")?;
+                }
+                if it.named {
+                    print_line(&format!("On {}:", context.legend(&it.place).await))?;
+                }
+                let words = ["systemctl", "status", "-l", "--", &it.unit];
+                let exit = crate::ssh::run_on(context, &it.place, ssh_port, &words).await?;
+                code = if code == 0 { exit } else { code };
+                shown += 1;
             }
             Err(error) => {
                 let mut before = format!("Error retrieving status of unit {}", it.unit);

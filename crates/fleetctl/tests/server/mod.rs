@@ -39,6 +39,9 @@ impl Server {
             .arg(format!("--endpoint=unix://{}", self.directory().join("fleet.sock").display()))
             .args(arguments)
             .current_dir(self.directory())
+            // For a program that a test puts in the place of another.
+            .env("PATH", format!("{}:/usr/bin:/bin", self.directory().display()))
+            .env("HOME", self.directory())
             .output()
             .unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
