@@ -545,6 +545,11 @@ impl Options {
             config.disable_watches,
             "disable_watches has no effect: fleet learns of every change by watching",
         );
+        self.warn_if(
+            "enable_grpc",
+            config.enable_grpc,
+            "enable_grpc has no effect: agents hear of changes over a session with a server anyway",
+        );
         Ok(config)
     }
 

@@ -123,6 +123,7 @@ fn golden_forms_that_are_warned_about() {
             "fleet.conf:2: metadata was set on line 1 already; this line counts",
         ),
         ("disable_watches=true\nmetadata=\"k=v\"", "k=v", "fleet.conf:1: disable_watches has no effect"),
+        ("enable_grpc=1\nmetadata=\"k=v\"", "k=v", "fleet.conf:1: enable_grpc has no effect"),
     ] {
         let (config, warnings) = sources(text, &[], &[]).unwrap();
         assert_eq!(metadata(&config), expected, "{text}");
@@ -189,7 +190,6 @@ fn values_with_a_type() {
     assert_eq!(config("etcd_key_prefix=/").etcd.key_prefix, "/");
     assert_eq!(config("units_directory=\"/run/other/units\"").units_directory, Path::new("/run/other/units"));
     assert!(config("disable_engine=true").disable_engine);
-    assert!(config("enable_grpc=1").enable_grpc);
     config("systemd_user=f");
     assert!(!config("disable_engine=False").disable_engine);
 }
