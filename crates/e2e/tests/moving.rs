@@ -1,7 +1,7 @@
 //! Moving from fleet 1.0 to ours by docs/MIGRATING.md: its blocks of commands are run as they stand, on three machines whose
 //! units were left running by fleet 1.0, and no unit notices.
 //!
-//! What fleet 1.0 leaves is made here by hand, the way it did it.
+//! What fleet 1.0 leaves is made here by hand, the way it did it; [`crate::original`] does the same with the real one.
 
 use anyhow::{Context, Result};
 use fleet_e2e::{Fleet, Running, until};
