@@ -15,6 +15,7 @@ const DOCS: &[&str] = &[
     "docs/CONFIGURATION.md",
     "docs/ISOLATION.md",
     "docs/COMPATIBILITY.md",
+    "docs/MIGRATING.md",
 ];
 
 pub(crate) fn run() -> Result<()> {
