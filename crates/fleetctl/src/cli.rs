@@ -2,6 +2,7 @@
 //! pages are made of.
 //!
 //! Old ways of writing flags are brought into this form first, by [`crate::argv`].
+use crate::completion;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -316,7 +317,7 @@ pub(crate) struct ListMembers {
 #[derive(Args, Debug)]
 pub(crate) struct MarkMachines {
     /// IDs of machines, or what they begin with
-    #[arg(value_name = "MACHINE")]
+    #[arg(value_name = "MACHINE", add = completion::machines())]
     pub(crate) machines: Vec<String>,
 }
 
@@ -329,14 +330,14 @@ pub(crate) struct DrainMachine {
     #[arg(long)]
     pub(crate) no_block: bool,
     /// The machine, by its ID or what that begins with
-    #[arg(value_name = "MACHINE", required = true)]
+    #[arg(value_name = "MACHINE", add = completion::machines(), required = true)]
     pub(crate) machine: String,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct RemoveMachines {
     /// IDs of machines, or what they begin with
-    #[arg(value_name = "MACHINE")]
+    #[arg(value_name = "MACHINE", add = completion::machines())]
     pub(crate) machines: Vec<String>,
 }
 
@@ -474,7 +475,7 @@ pub(crate) struct ListUnitFiles {
 #[derive(Args, Debug)]
 pub(crate) struct OneUnit {
     /// The unit
-    #[arg(value_name = "UNIT")]
+    #[arg(value_name = "UNIT", add = completion::units())]
     pub(crate) unit: Vec<String>,
 }
 
@@ -491,7 +492,7 @@ pub(crate) struct Replace {
 pub(crate) struct Submit {
     #[command(flatten)]
     pub(crate) replace: Replace,
-    #[arg(value_name = "UNIT", help = UNITS)]
+    #[arg(value_name = "UNIT", help = UNITS, add = completion::units_and_files())]
     pub(crate) units: Vec<String>,
 }
 
@@ -522,7 +523,7 @@ pub(crate) struct Bring {
     pub(crate) no_block: bool,
     #[command(flatten)]
     pub(crate) patience: Patience,
-    #[arg(value_name = "UNIT", help = UNITS)]
+    #[arg(value_name = "UNIT", help = UNITS, add = completion::units_and_files())]
     pub(crate) units: Vec<String>,
 }
 
@@ -533,7 +534,7 @@ pub(crate) struct Take {
     pub(crate) no_block: bool,
     #[command(flatten)]
     pub(crate) patience: Patience,
-    #[arg(value_name = "UNIT", help = "Names of units; .service is added where no type stands")]
+    #[arg(value_name = "UNIT", help = "Names of units; .service is added where no type stands", add = completion::units())]
     pub(crate) units: Vec<String>,
 }
 
@@ -541,7 +542,7 @@ pub(crate) struct Take {
 pub(crate) struct Restart {
     #[command(flatten)]
     pub(crate) patience: Patience,
-    #[arg(value_name = "UNIT", help = UNITS)]
+    #[arg(value_name = "UNIT", help = UNITS, add = completion::units())]
     pub(crate) units: Vec<String>,
 }
 
@@ -553,13 +554,13 @@ pub(crate) struct Status {
     /// The machine whose copy to show, by the beginning of its ID
     #[arg(long, value_name = "MACHINE", default_value = "", hide_default_value = true)]
     pub(crate) machine: String,
-    #[arg(value_name = "UNIT[@MACHINE]", help = COPIES)]
+    #[arg(value_name = "UNIT[@MACHINE]", help = COPIES, add = completion::units())]
     pub(crate) units: Vec<String>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Explain {
-    #[arg(value_name = "UNIT", help = "Names of units; .service is added where no type stands")]
+    #[arg(value_name = "UNIT", help = "Names of units; .service is added where no type stands", add = completion::units())]
     pub(crate) units: Vec<String>,
 }
 
@@ -582,7 +583,7 @@ pub(crate) struct Journal {
     /// The machine whose copy to show, by the beginning of its ID
     #[arg(long, value_name = "MACHINE", default_value = "", hide_default_value = true)]
     pub(crate) machine: String,
-    #[arg(value_name = "UNIT[@MACHINE]", help = COPIES)]
+    #[arg(value_name = "UNIT[@MACHINE]", help = COPIES, add = completion::units())]
     pub(crate) units: Vec<String>,
 }
 

@@ -7,6 +7,7 @@
 mod argv;
 mod cli;
 mod commands;
+mod completion;
 mod context;
 mod copies;
 mod dates;
@@ -27,6 +28,7 @@ use source::Verb;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    completion::answer();
     let code = run().unwrap_or_else(|error| {
         // Whoever read our output has gone: nothing more is wanted.
         let pipe = error.downcast_ref::<std::io::Error>();
@@ -93,7 +95,7 @@ fn help(command: Option<&str>, long: bool) -> anyhow::Result<i32> {
 fn execute(cli: Cli) -> anyhow::Result<i32> {
     // What needs no cluster.
     match &cli.command {
-        Command::Completion { shell } => return show::completion(*shell),
+        Command::Completion { shell } => return completion::script(*shell),
         Command::Man { directory } => return show::man(directory),
         Command::Help { command } => return help(command.as_deref(), true),
         _ => {}

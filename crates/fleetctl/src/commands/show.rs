@@ -1,4 +1,4 @@
-//! Commands that only show something: cat, version, completion, man pages.
+//! Commands that only show something: cat, version, man pages.
 use crate::context::{Context, print, print_json, words};
 use anyhow::Result;
 use serde_json::json;
@@ -49,14 +49,6 @@ pub(crate) async fn cat(context: &Context, arguments: &[String]) -> Result<i32> 
     } else {
         print(text.as_bytes())?;
     }
-    Ok(0)
-}
-
-/// The script that completes commands in a shell.
-pub(crate) fn completion(shell: clap_complete::Shell) -> Result<i32> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut crate::cli::definition(), "fleetctl", &mut script);
-    print(&script)?;
     Ok(0)
 }
 
