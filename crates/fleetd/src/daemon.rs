@@ -127,8 +127,10 @@ async fn serve(
             published.address
         }
     };
+    let beside = config.units_directory.parent().unwrap_or(Path::new("/run/fleet"));
     let directories = Directories {
-        launched: config.units_directory.parent().unwrap_or(Path::new("/run/fleet")).join("launched"),
+        launched: beside.join("launched"),
+        starts: beside.join("starts"),
         units: config.units_directory.clone(),
         // Wherever unit files are: that is where the guard looks.
         guard: fleet_systemd::guard::PATH.into(),

@@ -464,6 +464,19 @@ impl Systemd for SimSystemd {
         self.job(job).await
     }
 
+    async fn in_memory(&self, units: &[UnitName]) -> Result<BTreeSet<UnitName>, Error> {
+        self.call(|machine| {
+            let known = |name: &&UnitName| {
+                machine
+                    .units
+                    .get(*name)
+                    .is_some_and(|unit| unit.loaded.is_some() || unit.phase != Phase::Inactive)
+            };
+            Ok(units.iter().filter(known).cloned().collect())
+        })
+        .await
+    }
+
     async fn states(&self, units: &[UnitName]) -> Result<BTreeMap<UnitName, State>, Error> {
         self.call(|machine| {
             let state = |name: &UnitName| {

@@ -2,6 +2,7 @@
 //!
 //! - `bus`: the connections, and what becomes of signals
 //! - `jobs`, `changes`: the structures signals end in
+//! - `calls`: how jobs are asked for
 //! - `proxy`, `path`: systemd's D-Bus interface
 //!
 //! What happens to files is in [`crate::files`], what is run as a command in [`crate::commands`].
@@ -12,6 +13,7 @@ use crate::{
     guard,
 };
 use bus::{Bus, Current, Keeper};
+use calls::{Asked, Calls, Job};
 use changes::Changes;
 use fleet_unit::{UnitFile, UnitName};
 use futures_util::future::join_all;
@@ -28,6 +30,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use zbus::proxy::CacheProperties;
 
 mod bus;
+mod calls;
 mod changes;
 mod jobs;
 mod path;
@@ -55,7 +58,7 @@ const GONE: Duration = Duration::from_secs(60);
 pub struct SystemdHost {
     directories: Directories,
     current: Current,
-    jobs: Jobs,
+    calls: Calls,
     changes: Arc<Changes>,
     notices: Mutex<Option<mpsc::Receiver<Notice>>>,
     commands: Commands,
@@ -63,13 +66,15 @@ pub struct SystemdHost {
     _end: DropGuard,
 }
 
-/// Where fleet keeps its files on a machine. Both directories are fleet's alone and made when missing.
+/// Where fleet keeps its files on a machine. The directories are fleet's alone and made when missing.
 #[derive(Clone, Debug)]
 pub struct Directories {
     /// Unit files; by default `/run/fleet/units`.
     pub units: PathBuf,
     /// Marks of what was launched since boot; by default `/run/fleet/launched`.
     pub launched: PathBuf,
+    /// What many units are started with at once; by default `/run/fleet/starts`.
+    pub starts: PathBuf,
     /// What the guard has to know, a file; [`guard::PATH`], where the guard looks for it, but in tests.
     pub guard: PathBuf,
 }
@@ -79,15 +84,10 @@ impl Default for Directories {
         Directories {
             units: "/run/fleet/units".into(),
             launched: "/run/fleet/launched".into(),
+            starts: "/run/fleet/starts".into(),
             guard: guard::PATH.into(),
         }
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Job {
-    Start,
-    Stop,
 }
 
 impl SystemdHost {
@@ -106,10 +106,11 @@ impl SystemdHost {
         };
         tokio::spawn(keeper.run(end.clone()));
         tokio::spawn(passing);
+        let calls = Calls::new(current.clone(), jobs, directories.clone(), end.clone());
         Ok(SystemdHost {
             directories,
             current,
-            jobs,
+            calls,
             changes,
             notices: Mutex::new(Some(notices)),
             commands: Commands::default(),
@@ -127,9 +128,7 @@ impl SystemdHost {
         work: impl FnOnce(&Directories) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let directories = self.directories.clone();
-        tokio::task::spawn_blocking(move || work(&directories))
-            .await
-            .unwrap_or_else(|error| Err(Error::Refused(format!("work on files was broken off: {error}"))))
+        files::off_the_runtime(move || work(&directories)).await
     }
 
     /// Writes the file and says whether it must be linked, and how.
@@ -161,21 +160,13 @@ impl SystemdHost {
     /// One job from the call to its end.
     async fn job(&self, unit: &UnitName, job: Job) -> Result<JobResult, Error> {
         let mut current = self.current.clone();
-        let bus = self.bus().await?;
         current.mark_unchanged();
-        let announced = self.jobs.announce();
-        let answer = match job {
-            Job::Start => bus.ask(bus.manager.start_unit(unit.as_str(), "replace")).await,
-            Job::Stop => bus.ask(bus.manager.stop_unit(unit.as_str(), "replace")).await,
+        let (bus, asked) = self.calls.ask(unit, job).await?;
+        let (id, mut ending) = match asked? {
+            Asked::Job(id, ending) => (id, ending),
+            Asked::Ended(result) => return Ok(result),
         };
-        let id = match answer {
-            Ok(path) => path::job_id(path.as_str())
-                .ok_or_else(|| Error::Refused(format!("systemd gave a job the strange path {path}")))?,
-            Err(error) if job == Job::Stop && is_named(&error, "NoSuchUnit") => return Ok(JobResult::Done),
-            Err(error) => return Err(error.into()),
-        };
-        let mut ending = announced.job(id);
-        // A connection that was replaced between the two lines above is noticed at once.
+        // A connection that was replaced meanwhile is noticed at once.
         let mut replaced = !current.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &bus));
         loop {
             if !replaced {
@@ -341,12 +332,11 @@ impl SystemdHost {
         }
     }
 
-    /// Those of the units that are in systemd's memory with a file.
-    async fn loaded<'a>(&self, bus: &Bus, units: &'a [UnitName]) -> Result<Vec<&'a UnitName>, Error> {
+    /// Those of the units that are in systemd's memory; loads none.
+    async fn known<'a>(&self, bus: &Bus, units: &'a [UnitName]) -> Result<Vec<&'a UnitName>, Error> {
         if units.len() > SINGLE_LOOK_UPS {
             let listed = bus.call(bus.manager.list_units()).await?;
-            let names: BTreeSet<&str> =
-                listed.iter().filter(|unit| unit.2 != "not-found").map(|unit| unit.0.as_str()).collect();
+            let names: BTreeSet<&str> = listed.iter().map(|unit| unit.0.as_str()).collect();
             return Ok(units.iter().filter(|unit| names.contains(unit.as_str())).collect());
         }
         let mut loaded = Vec::new();
@@ -577,7 +567,7 @@ impl Systemd for SystemdHost {
         }
         let bus = self.bus().await?;
         // The first that needs it is enough.
-        for some in self.loaded(&bus, units).await?.chunks(SINGLE_LOOK_UPS) {
+        for some in self.known(&bus, units).await?.chunks(SINGLE_LOOK_UPS) {
             for needed in join_all(some.iter().map(|unit| self.needs_reload(&bus, unit))).await {
                 match needed {
                     Ok(true) => {
@@ -612,6 +602,14 @@ impl Systemd for SystemdHost {
 
     async fn stop(&self, unit: &UnitName) -> Result<JobResult, Error> {
         self.job(unit, Job::Stop).await
+    }
+
+    async fn in_memory(&self, units: &[UnitName]) -> Result<BTreeSet<UnitName>, Error> {
+        if units.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let bus = self.bus().await?;
+        Ok(self.known(&bus, units).await?.into_iter().cloned().collect())
     }
 
     /// Reading the state of a unit that is not in memory loads it for a moment.

@@ -215,8 +215,22 @@ pub(crate) fn list_marks(directories: &Directories, boot: &str) -> Result<BTreeM
     Ok(marks)
 }
 
+/// Writes a file that nobody reads before it is complete.
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
+    write_atomically(path, text.as_bytes(), None).map_err(|error| failed(path, error))
+}
+
+/// Does file work where it may block.
+pub(crate) async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Error::Refused(format!("work on files was broken off: {error}"))))
+}
+
 /// The names in a directory without leftovers of writing, which are deleted. Makes the directory.
-fn entries(directory: &Path) -> Result<Vec<OsString>, Error> {
+pub(crate) fn entries(directory: &Path) -> Result<Vec<OsString>, Error> {
     make_directory(directory).map_err(|error| failed(directory, error))?;
     let mut names = Vec::new();
     for entry in fs::read_dir(directory).map_err(|error| failed(directory, error))? {
@@ -242,7 +256,8 @@ fn read_bounded(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn delete(path: &Path) -> Result<(), Error> {
+/// Deletes a file; one that is gone is fine.
+pub(crate) fn delete(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(path, error)),
         _ => Ok(()),
@@ -295,6 +310,7 @@ mod tests {
         Directories {
             units: root.path().join("fleet/units"),
             launched: root.path().join("fleet/launched"),
+            starts: root.path().join("fleet/starts"),
             guard: root.path().join("fleet/guard"),
         }
     }

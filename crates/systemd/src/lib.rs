@@ -125,6 +125,10 @@ pub trait Systemd: Send + Sync + 'static {
     fn start(&self, unit: &UnitName) -> impl Future<Output = Result<JobResult, Error>> + Send;
     /// Stops a unit and waits for the job to end. A unit that systemd does not know is stopped.
     fn stop(&self, unit: &UnitName) -> impl Future<Output = Result<JobResult, Error>> + Send;
+    /// Those of the units that systemd has in memory; the others are inactive. Unlike asking for their states this loads none of
+    /// them, which would be done again for a start.
+    fn in_memory(&self, units: &[UnitName])
+    -> impl Future<Output = Result<BTreeSet<UnitName>, Error>> + Send;
     /// The states of units, in as few calls as possible. One that systemd does not know is `not-found`.
     fn states(
         &self,

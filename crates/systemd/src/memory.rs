@@ -323,6 +323,14 @@ impl Systemd for MemorySystemd {
         Ok(JobResult::Done)
     }
 
+    async fn in_memory(&self, units: &[UnitName]) -> Result<BTreeSet<UnitName>, Error> {
+        self.reachable()?;
+        let inner = self.lock();
+        let lives =
+            |name: &&UnitName| inner.units.get(*name).is_some_and(|unit| words(unit.active).0 != "inactive");
+        Ok(units.iter().filter(lives).cloned().collect())
+    }
+
     async fn states(&self, units: &[UnitName]) -> Result<BTreeMap<UnitName, State>, Error> {
         self.reachable()?;
         let mut inner = self.lock();

@@ -367,6 +367,76 @@ host_tests! {
         assert_eq!(one_state(&host, "failing.service").await.active, "inactive", "the failure is forgotten");
     }
 
+    /// Many starts at once are one transaction of systemd; each has its own outcome all the same.
+    async fn starts_of_all_kinds_together() {
+        let host = connect().await;
+        let once = |n: usize| format!("[Service]\nType=oneshot\nExecStart=/bin/bash -c 'echo {n} >> /run/ran'\n");
+        let mut units: Vec<_> = (0..60).map(|n| unit(&format!("once-{n}.service"), &once(n))).collect();
+        let needy = format!("[Unit]\nRequires=failing.service\nAfter=failing.service\n{SLEEP}");
+        let waiting = format!("[Unit]\nAfter=once-3.service hanging.service\n{SLEEP}");
+        let hanging = "[Service]\nType=notify\nTimeoutStartSec=infinity\nExecStart=/bin/sleep infinity\n";
+        units.extend([
+            unit("failing.service", "[Service]\nType=oneshot\nExecStart=/bin/false\n"),
+            unit("needy.service", &needy),
+            unit("broken.service", "[Service]\nType=nonsense\n"),
+            unit("skipped.service", &format!("[Unit]\nConditionPathExists=/nowhere\n{SLEEP}")),
+            unit("runs\\x2dalready.service", SLEEP),
+            unit("one.service", &format!("[Unit]\nConflicts=other.service\n{SLEEP}")),
+            unit("other.service", SLEEP),
+            unit("hanging.service", hanging),
+            unit("waiting.service", &waiting),
+            unit("template@.service", SLEEP),
+            unit("template@1.service", SLEEP),
+        ]);
+        install(&host, &units).await;
+        assert_eq!(host.start(&name("runs\\x2dalready.service")).await, Ok(JobResult::Done));
+        let pid = show("runs\\\\x2dalready.service", "MainPID");
+        let names: Vec<UnitName> = units.into_iter().map(|(name, _)| name).collect();
+        let started = futures_util::future::join_all(names.iter().map(|unit| host.start(unit)));
+        // In the order in which they are asked for: the start is asked for first.
+        let stopped = async {
+            tokio::task::yield_now().await;
+            host.stop(&name("hanging.service")).await
+        };
+        let (started, stopped) = tokio::join!(started, stopped);
+        assert_eq!(stopped, Ok(JobResult::Done));
+        let results: BTreeMap<&str, _> = names.iter().map(UnitName::as_str).zip(started).collect();
+        for n in 0..60 {
+            assert_eq!(results[&*format!("once-{n}.service")], Ok(JobResult::Done), "{n}");
+        }
+        assert_eq!(sh("wc -l < /run/ran; sort -u /run/ran | wc -l"), "60\n60", "each ran once");
+        assert_eq!(results["failing.service"], Ok(JobResult::Failed("failed".into())));
+        assert_eq!(results["needy.service"], Ok(JobResult::Failed("dependency".into())));
+        assert!(matches!(results["broken.service"], Err(Error::Refused(_))), "{:?}", results["broken.service"]);
+        assert!(matches!(results["template@.service"], Err(Error::Refused(_))));
+        assert_eq!(results["hanging.service"], Ok(JobResult::Canceled));
+        for good in ["skipped.service", "runs\\x2dalready.service", "waiting.service", "template@1.service"] {
+            assert_eq!(results[good], Ok(JobResult::Done), "{good}");
+        }
+        assert_eq!(one_state(&host, "waiting.service").await, state("loaded", "active", "running"));
+        assert_eq!(one_state(&host, "skipped.service").await, state("loaded", "inactive", "dead"));
+        assert_eq!(show("runs\\\\x2dalready.service", "MainPID"), pid);
+        // Not both, and the one that could not be started with the others was tried alone.
+        let running = [one_state(&host, "one.service").await, one_state(&host, "other.service").await];
+        assert_eq!(running.iter().filter(|state| state.active == "active").count(), 1, "{running:?}");
+        assert_eq!(sh("ls -A /run/fleet/starts; find /run/systemd/system -name 'fleet-start*'"), "");
+        assert_eq!(sh("systemctl list-units --all --no-legend 'fleet-start*'"), "");
+        let targets = "journalctl --sync; journalctl --no-pager -o cat _PID=1 | grep -c '^fleet-start-.*target was skipped'";
+        assert_ne!(sh(targets), "0", "they were started together");
+        assert_eq!(reloads(), 0);
+    }
+
+    /// What a killed fleetd left of a start of many is taken away by the next.
+    async fn leftovers_of_starts() {
+        sh("mkdir -p /run/fleet/starts; cd /run/fleet/starts; printf '[Unit]\nWants=nothing.service\n' > fleet-start-1-1.target; \
+            systemctl --runtime link /run/fleet/starts/fleet-start-1-1.target");
+        let host = connect().await;
+        install(&host, &[unit("hello.service", SLEEP)]).await;
+        // Behind the cleaning up.
+        assert_eq!(host.start(&name("hello.service")).await, Ok(JobResult::Done));
+        assert_eq!(sh("ls -A /run/fleet/starts; find /run/systemd/system -name 'fleet-start*'"), "");
+    }
+
     async fn many_restarts_of_a_sound_unit() {
         let host = connect().await;
         // The other unit keeps it in memory, and with it the count of its starts.

@@ -111,7 +111,7 @@ impl<S: Systemd> Agent<S> {
 
     pub(super) async fn install(&mut self, units: Vec<(UnitName, UnitFile)>) {
         let results = self.systemd.install(&units).await;
-        let mut changed = Vec::new();
+        let (mut changed, mut new) = (Vec::new(), Vec::new());
         let names: Vec<_> = units.iter().map(|(name, _)| name.clone()).collect();
         for ((name, file), result) in units.into_iter().zip(results) {
             let Some(slot) = self.slots.get_mut(&name) else { continue };
@@ -121,6 +121,8 @@ impl<S: Systemd> Agent<S> {
                     let before = slot.observed.text.replace(file.shared_text());
                     if slot.observed.systemd.take().is_some() || before.is_some() {
                         changed.push((name.clone(), before));
+                    } else {
+                        new.push(name.clone());
                     }
                     self.succeed(&name);
                     self.dirty.insert(name);
@@ -144,7 +146,26 @@ impl<S: Systemd> Agent<S> {
                 }
             }
         }
+        self.know_new(new).await;
         self.tell_timeouts(&names).await;
+    }
+
+    /// Finds out without loading them which units that were just written, and are to be started, are certainly inactive. The
+    /// start loads them; asking for their states would do so once more.
+    async fn know_new(&mut self, mut names: Vec<UnitName>) {
+        let launched = |wanted: &Wanted| wanted.state == DesiredState::Launched;
+        names.retain(|name| self.wanted.as_ref().and_then(|wanted| wanted.get(name)).is_some_and(launched));
+        if names.is_empty() {
+            return;
+        }
+        // What fails here fails again when the states are asked, and is reported then.
+        let Ok(known) = self.systemd.in_memory(&names).await else { return };
+        for name in names.iter().filter(|name| !known.contains(*name)) {
+            if let Some(slot) = self.slots.get_mut(name) {
+                let [load, active, sub] = ["loaded", "inactive", "dead"].map(str::to_owned);
+                slot.observed.systemd = Some(SystemdState { load, active, sub });
+            }
+        }
     }
 
     pub(super) async fn remove(&mut self, names: Vec<UnitName>) {

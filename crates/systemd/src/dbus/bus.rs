@@ -7,7 +7,7 @@ use super::{changes::Changes, jobs::Jobs, path, proxy::ManagerProxy};
 use crate::Error;
 use futures_util::StreamExt;
 use std::{collections::HashMap, future::Future, path::PathBuf, sync::Arc, time::Duration};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use zbus::{
     Connection, MatchRule, Message, MessageStream, connection::Builder, fdo, message, proxy::CacheProperties,
@@ -34,6 +34,8 @@ pub(super) struct Bus {
     /// Names this life of the machine: marks made in another one are void.
     pub(super) boot: String,
     calls: Semaphore,
+    /// Who waits until all signals are sorted that were sent before.
+    waiting: mpsc::Sender<oneshot::Sender<()>>,
 }
 
 impl Bus {
@@ -47,6 +49,15 @@ impl Bus {
         let _permit = self.calls.acquire().await;
         call.await
     }
+
+    /// Waits until the signals that systemd has sent so far have ended where they belong; or until the connection is gone.
+    pub(super) async fn all_sorted(&self) {
+        let (sorted, wait) = oneshot::channel();
+        if self.waiting.send(sorted).await.is_ok() {
+            // Dropped when the connection is gone.
+            let _ = wait.await;
+        }
+    }
 }
 
 /// The bus as it is now, `None` while it is being connected to again.
@@ -59,15 +70,20 @@ pub(super) async fn present(current: &Current, patience: Duration) -> Result<Arc
         Ok(Ok(bus)) => bus.clone(),
         _ => None,
     };
-    present.ok_or_else(|| {
-        Error::Unreachable("the connection to the system bus was lost and is not back yet".into())
-    })
+    present.ok_or_else(lost)
+}
+
+pub(super) fn lost() -> Error {
+    Error::Unreachable("the connection to the system bus was lost and is not back yet".into())
 }
 
 /// Both connections, ready.
 struct Session {
     bus: Arc<Bus>,
     signals: MessageStream,
+    /// The connection they come from.
+    connection: Connection,
+    waiting: mpsc::Receiver<oneshot::Sender<()>>,
 }
 
 /// Keeps the connections up and sorts signals.
@@ -115,10 +131,19 @@ impl Keeper {
 
     /// Returns when one of the connections, or systemd, is gone.
     async fn sort_signals(&self, mut session: Session) {
+        // Who waits, by the number of the message whose answer comes after all signals sent before.
+        let mut waiting: HashMap<u32, oneshot::Sender<()>> = HashMap::new();
         loop {
             let message = tokio::select! {
                 message = session.signals.next() => message,
                 () = session.bus.connection.closed() => return,
+                Some(waiter) = session.waiting.recv() => {
+                    match ping(&session.connection).await {
+                        Ok(number) => waiting.insert(number, waiter),
+                        Err(_) => return,
+                    };
+                    continue;
+                }
             };
             match message {
                 Some(Ok(message)) if message.message_type() == message::Type::Signal => {
@@ -126,7 +151,13 @@ impl Keeper {
                         return;
                     }
                 }
-                Some(Ok(_)) => {}
+                Some(Ok(message)) => {
+                    let number = message.header().reply_serial().map(u32::from);
+                    if let Some(waiter) = number.and_then(|number| waiting.remove(&number)) {
+                        // Who waits no more needs no answer.
+                        let _ = waiter.send(());
+                    }
+                }
                 Some(Err(_)) | None => return,
             }
         }
@@ -148,7 +179,7 @@ impl Keeper {
                 if let Ok((id, _, unit, result)) =
                     body.deserialize::<(u32, zbus::ObjectPath<'_>, &str, &str)>()
                 {
-                    self.jobs.ended(id, result);
+                    self.jobs.ended(id, unit, result);
                     self.changes.changed(unit, || (result == "failed").then_some(true));
                 }
             }
@@ -216,10 +247,22 @@ async fn session() -> zbus::Result<Session> {
     // Older versions know no soft reboot.
     let reboots = manager.soft_reboots_count().await.unwrap_or_default();
     let boot = format!("{}.{reboots}", manager.userspace_timestamp().await?);
-    let bus = Arc::new(Bus { connection, manager, search, boot, calls: Semaphore::new(CALLS) });
+    let (sender, waiting) = mpsc::channel(1);
+    let calls = Semaphore::new(CALLS);
+    let bus = Arc::new(Bus { connection, manager, search, boot, calls, waiting: sender });
     // All signals in one stream, in order; from here on it has to be read. What came earlier is covered by
     // looking again, as after every connect.
-    Ok(Session { bus, signals: MessageStream::from(signals) })
+    Ok(Session { bus, connection: signals.clone(), signals: MessageStream::from(signals), waiting })
+}
+
+/// Asks systemd for a sign of life, and says by which number the answer is known.
+async fn ping(connection: &Connection) -> zbus::Result<u32> {
+    let message = Message::method_call("/org/freedesktop/systemd1", "Ping")
+        .destination(SYSTEMD)
+        .interface("org.freedesktop.DBus.Peer")
+        .build(&())?;
+    connection.send(&message).await?;
+    Ok(message.primary_header().serial_num().into())
 }
 
 async fn manager(connection: &Connection) -> zbus::Result<ManagerProxy<'static>> {

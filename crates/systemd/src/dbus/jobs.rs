@@ -24,8 +24,18 @@ struct Table {
     /// Calls announced and not yet answered.
     calls: usize,
     /// What ended lately, oldest first; empty while no call is announced.
-    ended: VecDeque<(u32, JobResult)>,
+    ended: VecDeque<Ended>,
+    /// How many have ended in all.
+    count: u64,
     waiting: HashMap<u32, Vec<oneshot::Sender<JobResult>>>,
+}
+
+struct Ended {
+    id: u32,
+    unit: String,
+    result: JobResult,
+    /// As which of all it ended.
+    number: u64,
 }
 
 impl Jobs {
@@ -35,12 +45,13 @@ impl Jobs {
 
     /// Announces a call that may start a job.
     pub(super) fn announce(&self) -> Announced {
-        self.table().calls += 1;
-        Announced(self.clone())
+        let mut table = self.table();
+        table.calls += 1;
+        Announced { jobs: self.clone(), since: table.count }
     }
 
-    /// A job ended, with systemd's word for how.
-    pub(super) fn ended(&self, id: u32, word: &str) {
+    /// A job of a unit ended, with systemd's word for how.
+    pub(super) fn ended(&self, id: u32, unit: &str, word: &str) {
         let result = match word {
             "done" => JobResult::Done,
             "canceled" => JobResult::Canceled,
@@ -51,38 +62,51 @@ impl Jobs {
             // One that is gone meanwhile needs no answer.
             let _ = waiter.send(result.clone());
         }
+        table.count += 1;
         if table.calls > 0 {
             if table.ended.len() == KEPT {
                 table.ended.pop_front();
             }
-            table.ended.push_back((id, result));
+            let number = table.count;
+            table.ended.push_back(Ended { id, unit: unit.to_owned(), result, number });
         }
     }
 }
 
 /// A call under way; dropping it ends the announcement.
-pub(super) struct Announced(Jobs);
+pub(super) struct Announced {
+    jobs: Jobs,
+    /// How many had ended before.
+    since: u64,
+}
 
 impl Announced {
     /// The call was answered with this job: its end.
-    pub(super) fn job(self, id: u32) -> Ending {
+    pub(super) fn job(&self, id: u32) -> Ending {
         let (sender, result) = oneshot::channel();
-        let mut table = self.0.table();
-        match table.ended.iter().find(|(ended, _)| *ended == id) {
-            Some((_, result)) => {
+        let mut table = self.jobs.table();
+        match table.ended.iter().find(|ended| ended.id == id) {
+            Some(ended) => {
                 // The receiver is right here.
-                let _ = sender.send(result.clone());
+                let _ = sender.send(ended.result.clone());
             }
             None => table.waiting.entry(id).or_default().push(sender),
         }
         drop(table);
-        Ending { jobs: self.0.clone(), id, result }
+        Ending { jobs: self.jobs.clone(), id, result }
+    }
+
+    /// How the last job of this unit ended that ended since the announcement.
+    pub(super) fn ended(&self, unit: &str) -> Option<JobResult> {
+        let table = self.jobs.table();
+        let mut since = table.ended.iter().rev().take_while(|ended| ended.number > self.since);
+        since.find(|ended| ended.unit == unit).map(|ended| ended.result.clone())
     }
 }
 
 impl Drop for Announced {
     fn drop(&mut self) {
-        let mut table = self.0.table();
+        let mut table = self.jobs.table();
         table.calls -= 1;
         if table.calls == 0 {
             table.ended.clear();
@@ -143,9 +167,9 @@ mod tests {
         let jobs = Jobs::default();
         let mut ending = jobs.announce().job(7);
         assert_eq!((&mut ending).now_or_never(), None);
-        jobs.ended(8, "done");
+        jobs.ended(8, "a.service", "done");
         assert_eq!((&mut ending).now_or_never(), None, "another job");
-        jobs.ended(7, "timeout");
+        jobs.ended(7, "a.service", "timeout");
         assert_eq!((&mut ending).now_or_never(), Some(JobResult::Failed("timeout".into())));
         drop(ending);
         assert!(is_empty(&jobs));
@@ -155,10 +179,10 @@ mod tests {
     fn the_signal_before_the_answer() {
         let jobs = Jobs::default();
         let call = jobs.announce();
-        jobs.ended(7, "canceled");
+        jobs.ended(7, "a.service", "canceled");
         let mut ending = call.job(7);
         assert_eq!(ending.now(), Some(JobResult::Canceled));
-        drop(ending);
+        drop((ending, call));
         assert!(is_empty(&jobs));
     }
 
@@ -166,11 +190,12 @@ mod tests {
     fn two_calls_that_got_the_same_job() {
         let jobs = Jobs::default();
         let (first, second) = (jobs.announce(), jobs.announce());
-        let first = first.job(7);
-        jobs.ended(7, "done");
-        let second = second.job(7);
-        assert_eq!(first.now_or_never(), Some(JobResult::Done));
-        assert_eq!(second.now_or_never(), Some(JobResult::Done));
+        let one = first.job(7);
+        jobs.ended(7, "a.service", "done");
+        let other = second.job(7);
+        drop((first, second));
+        assert_eq!(one.now_or_never(), Some(JobResult::Done));
+        assert_eq!(other.now_or_never(), Some(JobResult::Done));
         assert!(is_empty(&jobs));
     }
 
@@ -179,10 +204,27 @@ mod tests {
         let jobs = Jobs::default();
         let (first, second) = (jobs.announce().job(7), jobs.announce().job(7));
         drop(first);
-        jobs.ended(7, "done");
+        jobs.ended(7, "a.service", "done");
         assert_eq!(second.now_or_never(), Some(JobResult::Done));
         drop(jobs.announce());
         drop(jobs.announce().job(9));
+        assert!(is_empty(&jobs));
+    }
+
+    #[test]
+    fn ends_by_the_name_of_the_unit() {
+        let jobs = Jobs::default();
+        let before = jobs.announce();
+        jobs.ended(1, "a.service", "failed");
+        let call = jobs.announce();
+        assert_eq!(call.ended("a.service"), None, "that was before");
+        assert_eq!(before.ended("a.service"), Some(JobResult::Failed("failed".into())));
+        jobs.ended(2, "b.service", "done");
+        jobs.ended(3, "a.service", "canceled");
+        jobs.ended(4, "a.service", "done");
+        assert_eq!(call.ended("a.service"), Some(JobResult::Done));
+        assert_eq!(call.ended("c.service"), None);
+        drop((before, call));
         assert!(is_empty(&jobs));
     }
 
@@ -191,7 +233,7 @@ mod tests {
         let jobs = Jobs::default();
         let call = jobs.announce();
         for id in 0..=KEPT as u32 {
-            jobs.ended(id, "done");
+            jobs.ended(id, "a.service", "done");
         }
         assert_eq!(jobs.table().ended.len(), KEPT);
         assert_eq!(call.job(KEPT as u32).now_or_never(), Some(JobResult::Done));
