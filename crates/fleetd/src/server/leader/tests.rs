@@ -56,8 +56,11 @@ async fn one_server_leads_and_another_follows_it() {
     let second = leader(other, Some(&first)).await;
     assert_ne!(leads(&second), Some(at));
     assert!(second.term > first.term);
-    // All servers that are left know of each other.
-    assert_eq!(other.peers.servers().len(), 2);
+    // All servers that are left know of each other, and soon that the first is gone.
+    let mut revisions = other.hub().applied();
+    while other.peers.servers().len() != 2 {
+        revisions.changed().await.unwrap();
+    }
     for (_, cancel) in servers {
         cancel.cancel();
     }
