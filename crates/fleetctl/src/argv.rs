@@ -267,8 +267,12 @@ fn from_environment(
     let mut flags = Vec::new();
     for arg in definition.get_arguments().filter(|arg| arg.is_global_set()) {
         let Some(name) = arg.get_long().filter(|name| *name != "version") else { continue };
-        let key = format!("FLEETCTL_{}", name.to_uppercase().replace('-', "_"));
-        let Some(value) = variable(&key).filter(|value| !value.is_empty()) else { continue };
+        let aliases = arg.get_all_aliases().unwrap_or_default();
+        let set = std::iter::once(name).chain(aliases).find_map(|name| {
+            let key = format!("FLEETCTL_{}", name.to_uppercase().replace('-', "_"));
+            variable(&key).filter(|value| !value.is_empty()).map(|value| (key, value))
+        });
+        let Some((key, value)) = set else { continue };
         let usable = if arg.get_action().takes_values() {
             arg.get_value_parser().type_id() == clap::builder::ValueParser::string().type_id()
                 || accepted(definition, name, &value)
@@ -565,6 +569,62 @@ mod tests {
         ] {
             assert_eq!(refused(line), (text.to_owned(), command.to_owned()), "{line}");
         }
+    }
+
+    /// What `fleetctl help` of 1.0.0 lists: global flags, then those of each command; `=`: with a value.
+    #[test]
+    fn every_flag_of_the_original_is_taken() {
+        use clap::Parser;
+        const GLOBAL: &str = "ca-file= cert-file= debug driver=API endpoint=http://x:1 etcd-cafile= etcd-certfile= \
+            etcd-key-prefix= etcd-keyfile= experimental-api key-file= known-hosts-file= request-timeout=1.5 ssh-timeout=1.5 \
+            ssh-username= strict-host-key-checking tunnel=";
+        const OF_COMMANDS: [(&str, &str); 14] = [
+            ("cat", ""),
+            ("destroy", "block-attempts=1 no-block"),
+            ("journal", "f follow lines=1 output=cat ssh-port=1 sudo"),
+            ("list-machines", "fields=ip full l no-legend"),
+            ("list-unit-files", "fields=unit full no-legend"),
+            ("list-units", "fields=unit full l no-legend"),
+            ("load", "block-attempts=1 no-block replace sign"),
+            ("restart", "block-attempts=1"),
+            ("ssh", "forward-agent A machine=1 ssh-port=1 unit=a"),
+            ("start", "block-attempts=1 no-block replace sign"),
+            ("status", "ssh-port=1"),
+            ("stop", "block-attempts=1 no-block"),
+            ("submit", "replace sign"),
+            ("unload", "block-attempts=1 no-block"),
+        ];
+        let taken = |line: &str, environment: &[(&str, &str)]| match with_environment(line, environment) {
+            Ok(Invocation::Run(words)) => drop(crate::cli::Cli::try_parse_from(words).expect(line)),
+            other => panic!("{line}: {other:?}"),
+        };
+        let globals = [("list-units", GLOBAL)];
+        for (command, flags) in OF_COMMANDS.into_iter().chain(globals) {
+            for flag in flags.split_whitespace() {
+                let flag = if flag.ends_with('=') { format!("{flag}x") } else { flag.to_owned() };
+                taken(&format!("-{flag} {command} a"), &[]);
+                taken(&format!("{command} --{} a", flag.replacen('=', " ", 1)), &[]);
+            }
+        }
+        for flag in GLOBAL.split_whitespace() {
+            let (name, value) = flag.split_once('=').unwrap_or((flag, "true"));
+            let value = if value.is_empty() { "x" } else { value };
+            let variable = format!("FLEETCTL_{}", name.to_uppercase().replace('-', "_"));
+            let expected = format!("--{}", argument_of(name));
+            let Ok(Invocation::Run(words)) = with_environment("list-units", &[(&variable, value)]) else {
+                panic!("{variable}");
+            };
+            assert!(words.iter().any(|word| word.starts_with(&expected)), "{variable}: {words:?}");
+        }
+    }
+
+    /// The long name of the argument that a flag stands for.
+    fn argument_of(name: &str) -> String {
+        let definition = crate::cli::definition();
+        let named = |arg: &&Arg| {
+            arg.get_long() == Some(name) || arg.get_all_aliases().unwrap_or_default().contains(&name)
+        };
+        definition.get_arguments().find(named).and_then(Arg::get_long).expect(name).to_owned()
     }
 
     #[test]
