@@ -1,15 +1,16 @@
-//! Developer commands: `cargo xtask demo | test | sim | torture | bench | dist`. CONTRIBUTING.md says when to use which.
+//! Developer commands: `cargo xtask demo | test | sim | torture | fuzz | bench | dist`. CONTRIBUTING.md says when to use which.
 //!
 //! | module | job |
 //! |---|---|
 //! | `steps` | named steps with their times; cargo as a child process |
 //! | `packages` | Debian packages that tests and the demo need |
 //! | `licences` | licences and bans of deny.toml against the dependency tree |
-//! | `test`, `sim`, `torture`, `demo`, `bench`, `dist` | one command each |
+//! | `test`, `sim`, `torture`, `fuzz`, `demo`, `bench`, `dist` | one command each |
 
 mod bench;
 mod demo;
 mod dist;
+mod fuzz;
 mod licences;
 mod packages;
 mod sim;
@@ -39,6 +40,8 @@ enum Command {
     Sim(sim::Args),
     /// Break a cluster of real hosts in all ways, at random, and check that nothing happens that must not (as root)
     Torture(torture::Args),
+    /// Give everything that reads outside bytes inputs made from its corpora
+    Fuzz(fuzz::Args),
     /// Measure speed against the floor of the same run and compare with the budgets (as root)
     Bench(bench::Args),
     /// Build a release and put it into a tar.gz with the package's files
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Test => test::run(),
         Command::Sim(args) => sim::run(&args),
         Command::Torture(args) => torture::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Dist => dist::run(),
         Command::Packages => packages::ensure(),

@@ -21,6 +21,8 @@ use std::{
 
 pub mod file;
 mod flags;
+#[doc(hidden)]
+pub mod fuzz;
 
 pub use flags::{Command, Flags, RegistryCommand};
 pub use fleet_api::duration;

@@ -25,6 +25,8 @@ use tokio::sync::{mpsc, oneshot};
 
 pub mod ca;
 pub mod dial;
+#[doc(hidden)]
+pub mod fuzz;
 mod keep_alive;
 mod pending;
 pub mod serve;

@@ -312,8 +312,10 @@ fn unit_name(text: &str) -> Result<UnitName, String> {
     UnitName::parse(text).map_err(|e| e.to_string())
 }
 
+/// As fleet writes it: a key in other letters would be another record of the same machine.
 fn machine_id(text: &str) -> Result<MachineId, String> {
-    MachineId::parse(text).map_err(|e| e.to_string())
+    let id = MachineId::parse(text).map_err(|e| e.to_string())?;
+    if id.as_str() == text { Ok(id) } else { Err(format!("machine IDs are lower-case: {id}")) }
 }
 
 fn unit(name: &UnitName, value: &[u8], revision: Revision) -> Result<Unit, String> {
@@ -417,6 +419,15 @@ mod tests {
         assert_eq!(change, Some(Change::Schedule(hello.clone(), Some((id('a'), 9)))));
         let change = reader.event(&deletion(&schedule_key(&hello))).unwrap();
         assert_eq!(change, Some(Change::Schedule(hello, None)));
+    }
+
+    #[test]
+    fn a_machine_has_one_key() {
+        let mut reader = Reader::default();
+        let key = presence_key(&id('a'));
+        let record = serde_json::to_string(&presence(&[])).unwrap();
+        assert!(reader.event(&raw(&key.to_uppercase().replace("PRESENCE", "presence"), &record)).is_err());
+        assert!(reader.event(&raw(&key, &record)).is_ok());
     }
 
     #[test]

@@ -186,6 +186,11 @@ fn refuses_what_the_original_refused() {
         ("[Service]\nno option", 2, "unexpected end of file encountered while parsing option name"),
         ("\n[Service\nExecStart=/bin/true\n", 2, "unable to find end of section"),
         ("[A]\nb=c\n[B] d\n", 3, "found garbage after section name B: d"),
+        (
+            "[A\n\x1b[31m] \"\\\x0e\u{9b}é\n",
+            2,
+            r#"found garbage after section name A\n\u{1b}[31m: "\\u{e}\u{9b}é"#,
+        ),
         ("[A]\nb=c\0\n", 2, "unit file contains a NUL byte"),
         (
             "[Service]\nExecStart=/bin/echo a\n  b\n",

@@ -4,6 +4,7 @@
 //! section, and a section header may stand within such a line) and stricter in others (a line that
 //! is neither empty, comment, header nor option is an error). Both are part of what users know.
 use crate::UnitOption;
+use crate::quote::visible;
 
 /// A line of this many bytes, its end not counted, is too long: the original took lines of at most
 /// 2048 bytes with their newline.
@@ -26,7 +27,7 @@ enum Fault {
     EndInName,
     #[error("unable to find end of section")]
     SectionWithoutEnd,
-    #[error("found garbage after section name {section}: {garbage}")]
+    #[error("found garbage after section name {}: {}", visible(.section), visible(.garbage))]
     GarbageAfterSection { section: String, garbage: String },
     #[error("line too long (max {MAX_LINE} bytes)")]
     LineTooLong,

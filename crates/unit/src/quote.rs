@@ -12,6 +12,25 @@ pub fn quoted_char(c: char) -> String {
     quote([c], '\'')
 }
 
+/// The most characters of a text that a message repeats without quotes.
+const VISIBLE: usize = 100;
+
+/// The beginning of a text for a message, without quotes: nothing in it can do anything to a terminal.
+pub(crate) fn visible(text: &str) -> String {
+    let mut out = String::new();
+    for (index, c) in text.chars().enumerate() {
+        match c {
+            _ if index == VISIBLE => {
+                out += "...";
+                break;
+            }
+            c if is_printable(c) || c == '\\' => out.push(c),
+            c => out.extend(c.escape_default()),
+        }
+    }
+    out
+}
+
 fn quote(chars: impl IntoIterator<Item = char>, mark: char) -> String {
     let mut out = String::from(mark);
     for c in chars {

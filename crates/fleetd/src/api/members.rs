@@ -32,6 +32,19 @@ pub(super) fn ttl(text: Option<&str>, default: Duration, longest: Duration) -> R
     }
 }
 
+/// Reads the body of `POST join-tokens`.
+pub(super) fn read_terms(bytes: &[u8]) -> Result<Terms, String> {
+    let asked: JoinTokenRequest = match bytes.trim_ascii() {
+        [] => JoinTokenRequest::default(),
+        body => serde_json::from_slice(body).map_err(|error| format!("unable to decode body: {error}"))?,
+    };
+    let ttl = ttl(asked.ttl.as_deref(), DEFAULT_TTL, MAX_TTL)?;
+    if asked.uses == Some(0) {
+        return Err("uses must be 1 or more".to_owned());
+    }
+    Ok(Terms { ttl, uses: asked.uses })
+}
+
 fn listed(record: &TokenRecord) -> JoinToken {
     JoinToken {
         created: seconds(record.created),
@@ -57,23 +70,11 @@ impl<S: Store> Api<S> {
             Ok(bytes) => bytes,
             Err(answer) => return answer,
         };
-        let asked: JoinTokenRequest = match bytes.trim_ascii() {
-            [] => JoinTokenRequest::default(),
-            body => match serde_json::from_slice(body) {
-                Ok(asked) => asked,
-                Err(error) => {
-                    return failure(StatusCode::BAD_REQUEST, &format!("unable to decode body: {error}"));
-                }
-            },
-        };
-        let ttl = match ttl(asked.ttl.as_deref(), DEFAULT_TTL, MAX_TTL) {
-            Ok(ttl) => ttl,
+        let terms = match read_terms(&bytes) {
+            Ok(terms) => terms,
             Err(message) => return failure(StatusCode::BAD_REQUEST, &message),
         };
-        if asked.uses == Some(0) {
-            return failure(StatusCode::BAD_REQUEST, "uses must be 1 or more");
-        }
-        match self.server.create_token(Terms { ttl, uses: asked.uses }).await {
+        match self.server.create_token(terms).await {
             Ok((token, record)) => {
                 let made = NewJoinToken {
                     expires: seconds(record.expires),

@@ -10,12 +10,15 @@
 //! - `access`: who may ask for what
 //! - `metrics`: what is counted
 //! - `old_clients`: what fleetctl 1.0 needs
+//! - `fuzz`: requests as any bytes, for fuzzing
 //! - `live`: status, journal and events: answers that come from machines or go on
 //!
 //! Bounds: connections, header time, body size and time; every answer but the live ones has a deadline.
 
 mod access;
 mod decode;
+#[doc(hidden)]
+pub mod fuzz;
 mod live;
 mod machines;
 mod members;

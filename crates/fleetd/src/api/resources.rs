@@ -244,7 +244,7 @@ fn resource(view: &View, name: &UnitName) -> Option<types::Unit> {
     })
 }
 
-fn read_file(options: Vec<types::UnitOption>, text: &str) -> Result<Option<UnitFile>, String> {
+pub(super) fn read_file(options: Vec<types::UnitOption>, text: &str) -> Result<Option<UnitFile>, String> {
     let from_options = if options.is_empty() {
         None
     } else {

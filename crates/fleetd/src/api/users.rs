@@ -28,9 +28,37 @@ fn bad(message: impl ToString) -> Answer {
     failure(StatusCode::BAD_REQUEST, &message.to_string())
 }
 
-async fn read_request(request: Request<Incoming>) -> Result<UserRequest, Answer> {
-    let bytes = read_body(request.into_body()).await?;
-    serde_json::from_slice(&bytes).map_err(|error| bad(format!("unable to decode body: {error}")))
+fn read_request(bytes: &[u8]) -> Result<UserRequest, String> {
+    serde_json::from_slice(bytes).map_err(|error| format!("unable to decode body: {error}"))
+}
+
+/// The body of `POST users`.
+pub(super) struct Asked {
+    name: UserName,
+    role: Role,
+    ttl: Duration,
+    key: Option<PublicKey>,
+}
+
+/// Reads the body of `POST users`.
+pub(super) fn read_new(bytes: &[u8]) -> Result<Asked, String> {
+    let asked = read_request(bytes)?;
+    Ok(Asked {
+        name: UserName::parse(&asked.name).map_err(|error| error.to_string())?,
+        role: role(&asked.role)?,
+        ttl: ttl(asked.ttl.as_deref(), DEFAULT_TTL, MAX_TTL)?,
+        key: match asked.request.as_deref() {
+            None | Some("") => None,
+            Some(request) => {
+                Some(PublicKey::from_request_pem(request).map_err(|error| format!("request: {error}"))?)
+            }
+        },
+    })
+}
+
+/// Reads the body of `PATCH users/NAME`.
+pub(super) fn read_role(bytes: &[u8]) -> Result<Role, String> {
+    role(&read_request(bytes)?.role)
 }
 
 fn role(text: &str) -> Result<Role, String> {
@@ -50,16 +78,7 @@ impl<S: Store> Api<S> {
     }
 
     pub(super) async fn create_user(&self, request: Request<Incoming>) -> Result<Answer, Answer> {
-        let asked = read_request(request).await?;
-        let name = UserName::parse(&asked.name).map_err(bad)?;
-        let role = role(&asked.role).map_err(bad)?;
-        let ttl = ttl(asked.ttl.as_deref(), DEFAULT_TTL, MAX_TTL).map_err(bad)?;
-        let key = match asked.request.as_deref() {
-            None | Some("") => None,
-            Some(request) => {
-                Some(PublicKey::from_request_pem(request).map_err(|error| bad(format!("request: {error}")))?)
-            }
-        };
+        let Asked { name, role, ttl, key } = read_new(&read_body(request.into_body()).await?).map_err(bad)?;
         let made = self.server.create_user(&name, role, ttl, key.as_ref()).await;
         let made = made.map_err(|error| membership_failure(&error))?;
         let answer = NewUser {
@@ -75,7 +94,7 @@ impl<S: Store> Api<S> {
 
     pub(super) async fn set_role(&self, user: &str, request: Request<Incoming>) -> Result<Answer, Answer> {
         let name = UserName::parse(user).map_err(missing)?;
-        let role = role(&read_request(request).await?.role).map_err(bad)?;
+        let role = read_role(&read_body(request.into_body()).await?).map_err(bad)?;
         match self.server.set_role(&name, role).await {
             Ok(record) => Ok(json(StatusCode::OK, &listed(&name, &record))),
             Err(error) => Err(membership_failure(&error)),
