@@ -1,9 +1,10 @@
 //! The cluster's certificate authority, and the keys and certificates of servers, machines and users.
 //!
 //! A cluster *is* its CA: [`Root`] is the public part, known to everyone and named by its fingerprint in join tokens;
-//! [`Authority`] is the secret part, held by servers only. It signs three kinds of certificates that cannot stand in for
+//! [`Authority`] is the secret part, held by servers only. It signs kinds of certificates that cannot stand in for
 //! each other: a server's is for server authentication and names [`SERVER_NAME`]; a machine's and a user's are for client
-//! authentication and name the one by the URI `fleet:machine:ID`, the other by `fleet:user:NAME`. Of a request only the public key is
+//! authentication and name the one by the URI `fleet:machine:ID`, the other by `fleet:user:NAME`. What a server shows to another that it connects
+//! to is a fourth kind, for client authentication, with the URI `fleet:server:ID`. Of a request only the public key is
 //! used; whatever else a request asks for is ignored. All times come in as arguments.
 //!
 //! A machine is known by its ID *and* the [`KeyId`] of its key, which it keeps: renewing extends the certificate
@@ -39,6 +40,9 @@ pub const BACKDATED: Duration = Duration::from_secs(3600);
 const DAY: u64 = 86_400;
 const MACHINE_URI: &str = "fleet:machine:";
 const USER_URI: &str = "fleet:user:";
+const SERVER_URI: &str = "fleet:server:";
+/// How long the certificate is valid that a server shows to another; it makes one for each connection.
+const PEER_VALIDITY: Duration = Duration::from_secs(DAY);
 
 /// What is wrong with a key, a certificate or a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -276,7 +280,7 @@ impl Authority {
         validity: Duration,
         now: SystemTime,
     ) -> Result<CertificateDer<'static>, CaError> {
-        self.sign_client(key, machine.as_str(), &format!("{MACHINE_URI}{machine}"), validity, now)
+        self.sign_client(&key.0, machine.as_str(), &format!("{MACHINE_URI}{machine}"), validity, now)
     }
 
     /// A certificate for a user's key, PEM. It says who the user is, and not what the user may do.
@@ -288,13 +292,25 @@ impl Authority {
         now: SystemTime,
     ) -> Result<String, CaError> {
         let certificate =
-            self.sign_client(key, user.as_str(), &format!("{USER_URI}{user}"), validity, now)?;
+            self.sign_client(&key.0, user.as_str(), &format!("{USER_URI}{user}"), validity, now)?;
         Ok(certificate_to_pem(&certificate))
+    }
+
+    /// A fresh key and certificate with which a server connects to another, for rustls.
+    pub(crate) fn peer(
+        &self,
+        server: &MachineId,
+        now: SystemTime,
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CaError> {
+        let key = Secret::generate()?;
+        let uri = format!("{SERVER_URI}{server}");
+        let certificate = self.sign_client(&key.0, server.as_str(), &uri, PEER_VALIDITY, now)?;
+        Ok((vec![certificate], key.to_der()))
     }
 
     fn sign_client(
         &self,
-        key: &PublicKey,
+        key: &impl PublicKeyData,
         name: &str,
         uri: &str,
         validity: Duration,
@@ -304,7 +320,7 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         params.subject_alt_names = vec![SanType::URI(uri.try_into().map_err(failed)?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(&params, &key.0)
+        self.sign(&params, key)
     }
 
     fn sign(
@@ -423,6 +439,8 @@ pub enum ClientCertificate {
     Machine(MachineCertificate),
     /// A user of the API.
     User(UserCertificate),
+    /// Another server, by the ID of its machine.
+    Server(MachineId),
 }
 
 /// What a user's certificate says.
@@ -440,7 +458,12 @@ impl ClientCertificate {
     /// Reads a certificate, DER.
     pub fn read(certificate: &CertificateDer<'_>) -> Result<Self, CaError> {
         let parsed = parse(certificate)?;
-        let Some(name) = uri_of(&parsed)?.strip_prefix(USER_URI) else {
+        let uri = uri_of(&parsed)?;
+        if let Some(id) = uri.strip_prefix(SERVER_URI) {
+            let id = MachineId::parse(id).map_err(|error| CaError::Certificate(error.to_string()))?;
+            return Ok(ClientCertificate::Server(id));
+        }
+        let Some(name) = uri.strip_prefix(USER_URI) else {
             return MachineCertificate::read(certificate).map(ClientCertificate::Machine);
         };
         let user = UserName::parse(name).map_err(|error| CaError::Certificate(error.to_string()))?;
@@ -455,7 +478,7 @@ fn uri_of<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, CaError> 
     let names = certificate.subject_alternative_name().map_err(|_| wrong("its names can't be read"))?;
     match names.map_or(&[][..], |names| &names.value.general_names) {
         [GeneralName::URI(uri)] => Ok(uri),
-        _ => Err(wrong("it names neither a machine nor a user")),
+        _ => Err(wrong("it names neither a machine nor a user nor a server")),
     }
 }
 

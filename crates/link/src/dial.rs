@@ -5,7 +5,9 @@
 //! out the [`AgentEnd`], and begins again when that session ends, for as long as it runs. It also renews the certificate in
 //! time. No inbound port is needed.
 //!
-//! A session that was cut is found out by keep-alive ([`KeepAlive`]): the agent's end closes, and the next server is tried.
+//! Servers tell where all of them are, so an agent needs to be given the address of only one that lives when it joins. The next server is tried when
+//! a session ends: at once when the server stops, or its process dies; when its machine is gone without a word keep-alive finds that out
+//! ([`KeepAlive`]). One that does not answer is not waited for: after a moment the next one is tried beside it.
 
 mod address;
 mod backoff;
@@ -22,8 +24,9 @@ use crate::{AgentEnd, BEATS, Hello, KeepAlive, tls};
 use backoff::{Backoff, Trouble};
 use connection::{CALL_DEADLINE, Connection};
 use fleet_cluster::model::MachineId;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use session::{End, Pump};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
@@ -36,6 +39,8 @@ use zeroize::Zeroize;
 const GOOD_SESSION: Duration = Duration::from_secs(10);
 /// A renewal that failed is tried again after that long.
 const RENEW_RETRY: Duration = Duration::from_secs(3600);
+/// After that long without an answer the next server is tried beside the one before.
+const STAGGER: Duration = Duration::from_millis(250);
 /// The longest wait for a time of day, since the clock may be set meanwhile.
 const CLOCK_CHECK: Duration = Duration::from_secs(600);
 
@@ -109,15 +114,25 @@ pub enum DialerError {
 /// Keeps an agent connected.
 #[derive(Debug)]
 pub struct Dialer {
+    /// As it was given.
     addresses: Vec<Address>,
+    /// As the servers told.
+    servers: watch::Sender<Vec<Address>>,
     identity: watch::Sender<Arc<Identity>>,
     hello: Hello,
     keep_alive: KeepAlive,
     backoff: Backoff,
     /// The last trouble with each address, so that each is logged once.
-    troubles: HashMap<usize, String>,
+    troubles: HashMap<Address, String>,
     /// Not to be tried again before.
     next_renewal: Option<Instant>,
+}
+
+/// The servers that are still to be tried, and the least of the troubles with those before.
+#[derive(Debug)]
+struct Round {
+    rest: VecDeque<Address>,
+    least: Trouble,
 }
 
 impl Dialer {
@@ -134,6 +149,7 @@ impl Dialer {
         }
         Ok(Dialer {
             addresses,
+            servers: watch::Sender::default(),
             identity: watch::Sender::new(Arc::new(identity)),
             hello,
             keep_alive,
@@ -141,6 +157,18 @@ impl Dialer {
             troubles: HashMap::new(),
             next_renewal: None,
         })
+    }
+
+    /// With what [`servers`](Self::servers) was when it last ran.
+    pub fn knowing(self, servers: Vec<Address>) -> Self {
+        self.servers.send_replace(servers);
+        self
+    }
+
+    /// Where all servers are, as they told last: to be stored, so that the agent finds them after a restart, whichever of those it was
+    /// given are gone by then.
+    pub fn servers(&self) -> watch::Receiver<Vec<Address>> {
+        self.servers.subscribe()
     }
 
     /// Where renewed certificates appear, to be stored. If one gets lost, the one before is renewed again.
@@ -157,61 +185,104 @@ impl Dialer {
     }
 
     async fn dial(&mut self, sessions: &mpsc::Sender<AgentEnd>) {
-        let mut at = 0;
-        let mut tried = 0;
-        let mut least = Trouble::Refused;
+        let mut last = None;
+        let mut round = self.round(None);
         loop {
             // Sessions are made one at a time, for somebody who is ready for one.
             let Ok(room) = sessions.reserve().await else { return };
-            let (trouble, had_session) = match self.session(at, room).await {
+            let Some((address, connection)) = self.connect_first(&mut round).await else {
+                let wait = self.backoff.wait(round.least);
+                debug!("trying again in {wait:?}");
+                tokio::time::sleep(wait).await;
+                round = self.round(last.as_ref());
+                continue;
+            };
+            match self.session(&address, connection, room).await {
                 Ok((lasted, trouble)) => {
                     if lasted >= GOOD_SESSION {
                         self.backoff.reset();
                     }
-                    (trouble, true)
+                    // A new round, which begins with the next server.
+                    round = self.round(Some(&address));
+                    round.rest.retain(|other| *other != address);
+                    round.least = trouble;
                 }
                 Err(error) => {
-                    self.complain(at, &error);
-                    (error.trouble, false)
+                    round.least = round.least.min(error.trouble);
+                    self.complain(&address, &error);
                 }
-            };
-            if had_session {
-                // A new round, which begins with the next server.
-                tried = 0;
-                least = Trouble::Refused;
             }
-            least = least.min(trouble);
-            tried += 1;
-            at = (at + 1) % self.addresses.len();
-            if tried >= self.addresses.len() {
-                let wait = self.backoff.wait(least);
-                debug!("trying again in {wait:?}");
-                tokio::time::sleep(wait).await;
-                tried = 0;
-                least = Trouble::Refused;
+            last = Some(address);
+        }
+    }
+
+    /// All servers, beginning with the one after this.
+    fn round(&self, after: Option<&Address>) -> Round {
+        let mut all: Vec<Address> = Vec::new();
+        for address in self.addresses.iter().chain(&*self.servers.borrow()) {
+            if !all.contains(address) {
+                all.push(address.clone());
+            }
+        }
+        if let Some(at) = all.iter().position(|address| Some(address) == after) {
+            let next = (at + 1) % all.len();
+            all.rotate_left(next);
+        }
+        Round { rest: all.into(), least: Trouble::Refused }
+    }
+
+    /// Connects to the first of the servers still to be tried that answers; `None` when none of them does. One that takes its time does not
+    /// keep the others from being tried.
+    async fn connect_first(&mut self, round: &mut Round) -> Option<(Address, Connection)> {
+        let identity = self.identity.borrow().clone();
+        let mut trying = FuturesUnordered::new();
+        let mut under_way: Vec<Address> = Vec::new();
+        loop {
+            if let Some(address) = round.rest.pop_front() {
+                under_way.push(address.clone());
+                let (identity, keep_alive) = (identity.clone(), self.keep_alive);
+                trying.push(async move {
+                    let connected = connect(&address, &identity, keep_alive).await;
+                    (address, connected)
+                });
+            }
+            let more = !round.rest.is_empty();
+            let (address, connected) = tokio::select! {
+                tried = trying.next() => tried?,
+                () = tokio::time::sleep(STAGGER), if more => continue,
+            };
+            under_way.retain(|other| *other != address);
+            match connected {
+                Ok(connection) => {
+                    round.rest.extend(under_way);
+                    return Some((address, connection));
+                }
+                Err(error) => {
+                    round.least = round.least.min(error.trouble);
+                    self.complain(&address, &error);
+                }
             }
         }
     }
 
-    fn complain(&mut self, at: usize, error: &DialError) {
+    fn complain(&mut self, address: &Address, error: &DialError) {
         let text = error.to_string();
-        if self.troubles.get(&at) == Some(&text) {
+        if self.troubles.get(address) == Some(&text) {
             debug!("still no session: {text}");
             return;
         }
         warn!("no session with server {text}; trying on");
-        self.troubles.insert(at, text);
+        self.troubles.insert(address.clone(), text);
     }
 
-    /// One session with one server, from connecting to its end; says how long it lasted, and what its end means.
+    /// One session with one server, over a fresh connection, to its end; says how long it lasted, and what its end means.
     async fn session(
         &mut self,
-        at: usize,
+        address: &Address,
+        mut connection: Connection,
         room: mpsc::Permit<'_, AgentEnd>,
     ) -> Result<(Duration, Trouble), DialError> {
-        let address = self.addresses[at].clone();
         let mut identity = self.identity.borrow().clone();
-        let mut connection = self.connect(&address, &identity).await?;
         let now = SystemTime::now();
         if now >= identity.certificate().renew_at() {
             let expired = now >= identity.certificate().not_after;
@@ -220,7 +291,7 @@ impl Dialer {
                     self.renewed(&fresh);
                     // The session is to last as long as the new one, so it needs a connection with that.
                     identity = fresh;
-                    connection = self.connect(&address, &identity).await?;
+                    connection = connect(address, &identity, self.keep_alive).await?;
                 }
                 Err(error) if expired || error.is_refusal() => return Err(error),
                 Err(error) => {
@@ -229,7 +300,8 @@ impl Dialer {
                 }
             }
         }
-        let (mut pump, wire) = Pump::begin(&mut connection, self.hello.clone()).await?;
+        let (pump, wire) = Pump::begin(&mut connection, self.hello.clone()).await?;
+        let mut pump = pump.telling(self.servers.clone());
         let (send, from_agent) = mpsc::channel(16);
         let (to_agent, receive) = mpsc::channel(16);
         let (beat, beats) = mpsc::channel(BEATS);
@@ -273,11 +345,6 @@ impl Dialer {
         Ok((begun.elapsed(), trouble))
     }
 
-    async fn connect(&self, address: &Address, identity: &Identity) -> Result<Connection, DialError> {
-        let config = tls::member(identity).map_err(|error| DialError::wrong(address, &error))?;
-        Connection::open(address, config, self.keep_alive).await
-    }
-
     fn renewed(&mut self, fresh: &Arc<Identity>) {
         info!("renewed this machine's certificate");
         self.next_renewal = None;
@@ -297,6 +364,15 @@ impl Dialer {
             }
         }
     }
+}
+
+async fn connect(
+    address: &Address,
+    identity: &Identity,
+    keep_alive: KeepAlive,
+) -> Result<Connection, DialError> {
+    let config = tls::member(identity).map_err(|error| DialError::wrong(address, &error))?;
+    Connection::open(address, config, keep_alive).await
 }
 
 async fn renew(connection: &mut Connection, identity: &Identity) -> Result<Arc<Identity>, DialError> {

@@ -13,6 +13,7 @@
 //! | [`user`] | names of users, for their certificates |
 //! | [`serve`] | the server's side: lets machines join, hands out [`ServerEnd`]s, and leads users to the API |
 //! | [`dial`] | the agent's side: joins, keeps connected, and hands out [`AgentEnd`]s |
+//! | [`peer`] | what servers ask each other |
 //!
 //! What the security rests on is written down in docs/SECURITY.md; in short: on the CA's key, which only servers
 //! hold; on the CA's fingerprint in the token, by which the first contact knows the cluster; and on the server
@@ -28,6 +29,7 @@ pub mod dial;
 #[doc(hidden)]
 pub mod fuzz;
 mod keep_alive;
+pub mod peer;
 mod pending;
 pub mod serve;
 #[cfg(test)]
@@ -61,6 +63,9 @@ pub enum ToAgent {
     Changes(BTreeMap<UnitName, Option<Instruction>>),
     /// A question to be answered from the machine itself.
     Request(Request),
+    /// Where all servers of the cluster are: for the carrier, which finds the next one when its own is gone. It does not reach the agent,
+    /// nor an agent of an older version.
+    Servers(Vec<dial::Address>),
 }
 
 /// What a server says of one unit.

@@ -15,9 +15,13 @@
 //! Connections that speak HTTP/1.1 are passed on, with whose certificate was shown ([`Guests`]). They share the port, and the bounds of
 //! strangers, and nothing else: what is a session and what a guest is settled in the handshake, by ALPN.
 //!
+//! Other servers of the cluster have calls of their own, on connections of their own ([`crate::peer`]): which calls a connection has is settled by
+//! the kind of certificate that it shows.
+//!
 //! Refusals are logged here, with the peer's address and no secrets, each once a minute per address.
 
 mod guest;
+mod peers;
 mod refusals;
 mod service;
 mod session;
@@ -28,8 +32,9 @@ pub use guest::{GuestStream, Guests, Visitor};
 use crate::ca::{
     Authority, CaError, ClientCertificate, KeyId, MACHINE_VALIDITY, MachineCertificate, ServerCertificate,
 };
+use crate::peer::PeerService;
 use crate::token::{TokenError, TokenId, TokenSecret};
-use crate::wire::generated::link_server::LinkServer;
+use crate::wire::generated::{link_server::LinkServer, peers_server::PeersServer};
 use crate::wire::{MAX_DOWN, MAX_UP};
 use crate::{KeepAlive, ServerEnd, tls};
 use fleet_cluster::model::MachineId;
@@ -130,6 +135,8 @@ pub struct Limits {
     pub sessions: usize,
     /// Connections of guests who were admitted.
     pub guests: usize,
+    /// Connections of other servers.
+    pub peers: usize,
     /// How long a TLS handshake may take.
     pub handshake: Duration,
     /// How long a connection may last without a session.
@@ -150,6 +157,7 @@ impl Default for Limits {
             waiting: 512,
             sessions: 16_384,
             guests: 1024,
+            peers: 4096,
             handshake: Duration::from_secs(10),
             idle: Duration::from_secs(30),
             stalled: Duration::from_secs(60),
@@ -161,7 +169,7 @@ impl Default for Limits {
 }
 
 /// How to serve.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// IP addresses and host names of this server, for its certificate.
     pub addresses: Vec<String>,
@@ -173,6 +181,8 @@ pub struct Options {
     pub machine_validity: Duration,
     /// What serves connections that speak HTTP/1.1; without it they are refused.
     pub guests: Option<Guests>,
+    /// What answers other servers of the cluster; without it they are refused.
+    pub peers: Option<Arc<dyn PeerService>>,
 }
 
 impl Default for Options {
@@ -183,6 +193,7 @@ impl Default for Options {
             limits: Limits::default(),
             machine_validity: MACHINE_VALIDITY,
             guests: None,
+            peers: None,
         }
     }
 }
@@ -218,6 +229,7 @@ pub async fn serve<M: Membership>(
     let shared = Arc::new(Shared {
         waiting: Waiting::new(options.limits.waiting),
         guest_slots: Arc::new(Semaphore::new(options.limits.guests)),
+        peer_slots: Semaphore::new(options.limits.peers),
         options,
         authority,
         membership,
@@ -260,6 +272,7 @@ struct Shared<M> {
     live: Mutex<HashMap<MachineId, Live>>,
     waiting: Arc<Waiting>,
     guest_slots: Arc<Semaphore>,
+    peer_slots: Semaphore,
     refusals: Arc<RefusalLog>,
     cancel: CancellationToken,
     /// Every connection and every session.
@@ -370,6 +383,11 @@ impl<M: Membership> Shared<M> {
             Some(ClientCertificate::User(_)) => {
                 return self.refused(address, "its certificate is a user's, and it wants to be a machine");
             }
+            Some(ClientCertificate::Server(server)) => {
+                // Who has proved to hold the CA's key is no stranger.
+                drop(place);
+                return self.peer(stream, address, server).await;
+            }
         };
         let (phase, mut phases) = watch::channel(Phase::Waiting);
         let peer = Peer { address, certificate };
@@ -416,6 +434,37 @@ impl<M: Membership> Shared<M> {
         // The last words are still to be sent.
         connection.as_mut().graceful_shutdown();
         if let Ok(ended) = tokio::time::timeout(limits.stop, connection).await {
+            self.ended(address, ended);
+        }
+    }
+
+    /// A connection of another server.
+    async fn peer(&self, stream: GuestStream, address: SocketAddr, asking: MachineId) {
+        let Some(peers) = self.options.peers.clone() else {
+            return self.refused(address, "it is a server, and this one shares its registry with no other");
+        };
+        let Ok(_slot) = self.peer_slots.try_acquire() else {
+            return self.refused(address, "too many connections of other servers");
+        };
+        let service = PeersServer::new(peers::Service { peers, asking, cancel: self.cancel.clone() })
+            .max_decoding_message_size(MAX_UP)
+            .max_encoding_message_size(MAX_DOWN);
+        let keep_alive = self.options.keep_alive;
+        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(keep_alive.after)
+            .keep_alive_timeout(keep_alive.deadline)
+            .max_concurrent_streams(4)
+            .max_header_list_size(16 << 10)
+            .max_send_buf_size(64 << 10)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return self.ended(address, ended),
+            () = self.cancel.cancelled() => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        if let Ok(ended) = tokio::time::timeout(self.options.limits.stop, connection).await {
             self.ended(address, ended);
         }
     }

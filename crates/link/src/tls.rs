@@ -7,7 +7,7 @@
 //! - A machine that joins knows only the fingerprint in its token: it takes the CA that the server sends along if it has
 //!   that fingerprint, and then the first rule holds ([`joining`]).
 //! - A server takes connections without a certificate (they can only join, or show a token to the API), and those with a
-//!   machine's or user's certificate of its own CA. An *expired* one of a machine is let through the handshake, since a machine that was off for long has to renew it; that
+//!   machine's, user's or server's certificate of its own CA. An *expired* one of a machine is let through the handshake, since a machine that was off for long has to renew it; that
 //!   it is good for nothing else, [`crate::serve`] sees to.
 
 use crate::ca::{Identity, MachineCertificate, Root};
@@ -17,7 +17,7 @@ use fleet_trust::server::{Servers, trusting};
 pub(crate) use fleet_trust::{explain, provider};
 use rustls::client::Resumption;
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::{
@@ -58,10 +58,17 @@ pub(crate) fn server(
 
 /// For a machine of the cluster.
 pub(crate) fn member(identity: &Identity) -> Result<ClientConfig, Error> {
-    let (chain, key) = identity.tls();
+    peer(identity.root(), identity.tls())
+}
+
+/// For a server that connects to another.
+pub(crate) fn peer(
+    root: &Root,
+    (chain, key): (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
+) -> Result<ClientConfig, Error> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(trusting(std::slice::from_ref(identity.root().certificate()))?);
+        .with_root_certificates(trusting(std::slice::from_ref(root.certificate()))?);
     Ok(finish(builder.with_client_auth_cert(chain, key)?))
 }
 

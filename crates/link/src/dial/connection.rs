@@ -2,7 +2,7 @@
 
 use super::address::Address;
 use super::backoff::Trouble;
-use crate::wire::generated::link_client::LinkClient;
+use crate::wire::generated::{link_client::LinkClient, peers_client::PeersClient};
 use crate::wire::{MAX_DOWN, MAX_UP};
 use crate::{KeepAlive, ca::SERVER_NAME, tls};
 use hyper::body::Incoming;
@@ -44,6 +44,11 @@ impl DialError {
         self.trouble == Trouble::Refused
     }
 
+    /// What happened, without the address.
+    pub(crate) fn problem(&self) -> &str {
+        &self.problem
+    }
+
     pub(crate) fn new(address: &Address, trouble: Trouble, problem: impl fmt::Display) -> Self {
         DialError { address: address.to_string(), problem: problem.to_string(), trouble }
     }
@@ -67,6 +72,8 @@ impl DialError {
 pub(crate) struct Connection {
     address: Address,
     pub(crate) client: LinkClient<Channel>,
+    channel: Channel,
+    origin: Uri,
     /// What reading from it ran into; HTTP/2 tells only that it did.
     failure: Failure,
     _driver: JoinSet<()>,
@@ -74,11 +81,24 @@ pub(crate) struct Connection {
 
 type Failure = Arc<Mutex<Option<String>>>;
 
+/// How much a session may have under way to the agent, bytes.
+const SESSION_WINDOW: u32 = 1 << 20;
+
 impl Connection {
     pub(crate) async fn open(
         address: &Address,
         config: ClientConfig,
         keep_alive: KeepAlive,
+    ) -> Result<Self, DialError> {
+        Connection::open_with(address, config, keep_alive, SESSION_WINDOW).await
+    }
+
+    /// As [`open`](Self::open); each of its streams may have so many bytes under way that nobody has read.
+    pub(crate) async fn open_with(
+        address: &Address,
+        config: ClientConfig,
+        keep_alive: KeepAlive,
+        window: u32,
     ) -> Result<Self, DialError> {
         let stream = match timeout(CONNECT_DEADLINE, TcpStream::connect(address.parts())).await {
             Ok(Ok(stream)) => stream,
@@ -111,8 +131,8 @@ impl Connection {
             .keep_alive_interval(keep_alive.after)
             .keep_alive_timeout(keep_alive.deadline)
             .keep_alive_while_idle(true)
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(2 << 20)
+            .initial_stream_window_size(window)
+            .initial_connection_window_size(2 * window)
             .max_header_list_size(16 << 10)
             .handshake(TokioIo::new(stream))
             .await;
@@ -125,10 +145,18 @@ impl Connection {
         });
         let origin = Uri::builder().scheme("https").authority(SERVER_NAME).path_and_query("/").build();
         let origin = origin.map_err(|error| DialError::wrong(address, &error))?;
-        let client = LinkClient::with_origin(Channel { send }, origin)
+        let channel = Channel { send };
+        let client = LinkClient::with_origin(channel.clone(), origin.clone())
             .max_decoding_message_size(MAX_DOWN)
             .max_encoding_message_size(MAX_UP);
-        Ok(Connection { address: address.clone(), client, failure, _driver: tasks })
+        Ok(Connection { address: address.clone(), client, channel, origin, failure, _driver: tasks })
+    }
+
+    /// The calls of servers among themselves; only for who has shown a server's certificate.
+    pub(crate) fn peers(&self) -> PeersClient<Channel> {
+        PeersClient::with_origin(self.channel.clone(), self.origin.clone())
+            .max_decoding_message_size(MAX_DOWN)
+            .max_encoding_message_size(MAX_UP)
     }
 
     pub(crate) fn address(&self) -> &Address {

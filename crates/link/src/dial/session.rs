@@ -1,6 +1,7 @@
 //! A session as the agent drives it: one task that passes messages both ways and never waits for one side while the other
 //! has something to say.
 
+use super::address::Address;
 use super::backoff::Trouble;
 use super::connection::{CALL_DEADLINE, Connection, DialError};
 use crate::pending::{Assembler, Parts, Pending, Update};
@@ -13,7 +14,7 @@ use fleet_cluster::model::UnitReport;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
@@ -60,6 +61,8 @@ pub(crate) struct Pump {
     answerers: JoinSet<()>,
     beats: BTreeMap<u64, oneshot::Sender<Held>>,
     beaten: u64,
+    /// Where it is told where all servers are.
+    servers: watch::Sender<Vec<Address>>,
     pieces: mpsc::Sender<(u64, Option<Chunk>)>,
     pieces_out: Option<mpsc::Receiver<(u64, Option<Chunk>)>>,
 }
@@ -106,10 +109,16 @@ impl Pump {
             answerers: JoinSet::new(),
             beats: BTreeMap::new(),
             beaten: 0,
+            servers: watch::Sender::default(),
             pieces,
             pieces_out: Some(pieces_out),
         };
         Ok((pump, Wire { out, inbound }))
+    }
+
+    /// What it is told of servers goes there.
+    pub(crate) fn telling(self, servers: watch::Sender<Vec<Address>>) -> Self {
+        Pump { servers, ..self }
     }
 
     pub(crate) async fn pass(
@@ -249,6 +258,13 @@ impl Pump {
                 self.requests.retain(|request| !request.answer.is_closed());
             }
             Down::Probe(number) => self.control.push_back(Up::Probed(number)),
+            Down::Servers(servers) => {
+                self.servers.send_if_modified(|known| {
+                    let changed = *known != servers;
+                    *known = servers;
+                    changed
+                });
+            }
         }
         Ok(())
     }

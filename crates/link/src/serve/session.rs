@@ -29,6 +29,9 @@ const CREDIT: u32 = 16;
 /// Beats that the daemon has not answered; with more, the oldest stay unanswered.
 const MOST_BEATS: usize = 16;
 
+/// The first protocol number in which agents are told where all servers are.
+const SERVERS_SINCE: u32 = 2;
+
 /// The answer to a beat, with its number; `None`: there will be none.
 type HeldFuture = Pin<Box<dyn Future<Output = Option<(u64, Held)>> + Send>>;
 
@@ -67,6 +70,7 @@ pub(super) struct Pump<M> {
 
 /// What a session is about to pass on.
 pub(super) struct State {
+    protocol: u32,
     /// Short messages, sent before anything else.
     control: VecDeque<Down>,
     units: Pending<Instruction>,
@@ -204,9 +208,11 @@ impl<M: Membership> Pump<M> {
 }
 
 impl State {
+    /// A session that speaks this protocol number.
     pub(super) fn new(protocol: u32, beat: mpsc::Sender<Beat>) -> Self {
         let (events, events_out) = mpsc::channel(MOST_REQUESTS);
         State {
+            protocol,
             control: [Down::Welcome { protocol }].into(),
             units: Pending::default(),
             parts: None,
@@ -262,6 +268,12 @@ impl State {
             }
             ToAgent::Changes(changes) => self.units.push(Update::Changes(changes)),
             ToAgent::Request(request) => self.request(request),
+            ToAgent::Servers(servers) if self.protocol >= SERVERS_SINCE => {
+                // Of several that wait only the last is worth telling.
+                self.control.retain(|down| !matches!(down, Down::Servers(_)));
+                self.control.push_back(Down::Servers(servers));
+            }
+            ToAgent::Servers(_) => {}
         }
     }
 

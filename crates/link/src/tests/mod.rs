@@ -2,6 +2,7 @@
 
 mod attack;
 mod join;
+mod peers;
 mod session;
 
 use crate::ca::{Authority, Identity, KeyId, MACHINE_VALIDITY, MachineKey, PublicKey};
@@ -156,6 +157,8 @@ struct Agent {
     end: Option<AgentEnd>,
     ends: mpsc::Receiver<AgentEnd>,
     identity: tokio::sync::watch::Receiver<Arc<Identity>>,
+    /// The servers it was told of.
+    servers: tokio::sync::watch::Receiver<Vec<Address>>,
     _task: JoinSet<()>,
 }
 
@@ -163,11 +166,11 @@ impl Agent {
     fn new(addresses: Vec<Address>, identity: Identity, keep_alive: KeepAlive) -> Agent {
         let hello = hello(&identity.certificate().machine);
         let dialer = Dialer::new(addresses, identity, hello, keep_alive, 1).unwrap();
-        let identity = dialer.identity();
+        let (identity, servers) = (dialer.identity(), dialer.servers());
         let (sessions, ends) = mpsc::channel(1);
         let mut task = JoinSet::new();
         task.spawn(dialer.run(sessions, CancellationToken::new()));
-        Agent { end: None, ends, identity, _task: task }
+        Agent { end: None, ends, identity, servers, _task: task }
     }
 
     async fn connect(&mut self) {

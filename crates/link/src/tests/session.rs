@@ -303,6 +303,50 @@ async fn a_server_that_stops_ends_its_sessions_and_the_next_takes_over() {
 }
 
 #[tokio::test]
+async fn an_agent_finds_servers_that_it_was_only_told_of() {
+    let mut one = Rig::new().await;
+    let mut two = Rig::of(one.authority.clone(), one.members.clone(), Options::default()).await;
+    // It takes connections, and says nothing: as one that is stopped, or whose packets are lost.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = address(silent.local_addr().unwrap());
+    let mut agent =
+        Agent::new(vec![one.address.clone()], one.member(1, Duration::ZERO), KeepAlive::default());
+    let mut first = one.next_end().await;
+    agent.connect().await;
+    for servers in [vec![one.address.clone()], vec![one.address.clone(), silent, two.address.clone()]] {
+        first.tell(ToAgent::Servers(servers.clone())).await;
+        within("servers", agent.servers.wait_for(|told| *told == servers)).await.unwrap();
+    }
+    let begun = std::time::Instant::now();
+    one.cancel.cancel();
+    assert_eq!(first.next().await, None);
+    let _second = two.next_end().await;
+    agent.connect().await;
+    // Not after the time that one may take to answer; much less, but this is no measurement.
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn an_agent_of_the_version_before_is_not_told_of_servers() {
+    use crate::wire::{Down, Up};
+    use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
+    let mut rig = Rig::new().await;
+    let identity = rig.member(1, Duration::ZERO);
+    let mut connection =
+        Connection::open(&rig.address, tls::member(&identity).unwrap(), KeepAlive::default()).await.unwrap();
+    let (out, outbound) = mpsc::channel(1);
+    let hello = Up::Hello { hello: hello(&machine(1)), oldest: 1, newest: 1 };
+    out.send(hello.encode()).await.unwrap();
+    let mut inbound = connection.client.session(ReceiverStream::new(outbound)).await.unwrap().into_inner();
+    let mut server = rig.next_end().await;
+    let mut received = async || Down::decode(within("a message", inbound.message()).await.unwrap().unwrap());
+    assert_eq!(received().await, Ok(Down::Welcome { protocol: 1 }));
+    server.tell(ToAgent::Servers(vec![rig.address.clone()])).await;
+    server.tell(ToAgent::Snapshot(BTreeMap::new())).await;
+    assert!(matches!(received().await, Ok(Down::Units(_))));
+}
+
+#[tokio::test]
 async fn a_cut_is_found_out_on_both_sides_and_the_next_server_is_tried() {
     let options = Options { keep_alive: QUICK, ..Options::default() };
     let mut one = Rig::with(options.clone()).await;

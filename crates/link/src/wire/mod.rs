@@ -9,12 +9,13 @@
 //! is needed for what an older peer would misunderstand; fields it may ignore need none.
 
 use crate::pending::Part;
-use crate::{Ask, Chunk, Hello, Instruction};
+use crate::{Ask, Chunk, Hello, Instruction, dial::Address};
 use fleet_cluster::model::{DesiredState, Machine, MachineId, SystemdState, UnitReport, Wanted};
 use fleet_unit::{Hash, UnitFile, UnitName};
 use std::{fmt, time::Duration};
 
 mod codec;
+pub(crate) mod peer;
 #[rustfmt::skip]
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)]
 pub(crate) mod generated;
@@ -23,8 +24,8 @@ mod tests;
 
 use generated as pb;
 
-/// The newest protocol number this version of fleet speaks.
-pub const NEWEST_PROTOCOL: u32 = 1;
+/// The newest protocol number this version of fleet speaks. 2: servers tell where all of them are.
+pub const NEWEST_PROTOCOL: u32 = 2;
 /// The oldest protocol number this version of fleet speaks: that of the version before.
 pub const OLDEST_PROTOCOL: u32 = 1;
 
@@ -46,6 +47,7 @@ const MAX_TEXT: usize = 4096;
 const MAX_WORD: usize = 64;
 const MAX_ADDRESS: usize = 255;
 const MAX_METADATA: usize = 1024;
+const MAX_SERVERS: usize = 1024;
 
 /// A message that a peer of this version does not send.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -96,13 +98,27 @@ pub(crate) enum Up {
 /// What a server sends.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Down {
-    Welcome { protocol: u32 },
+    Welcome {
+        protocol: u32,
+    },
     Units(Part<Instruction>),
-    Held { number: u64, ttl: Duration },
-    Request { number: u64, credit: u32, ask: Ask },
-    Credit { number: u64, pieces: u32 },
+    Held {
+        number: u64,
+        ttl: Duration,
+    },
+    Request {
+        number: u64,
+        credit: u32,
+        ask: Ask,
+    },
+    Credit {
+        number: u64,
+        pieces: u32,
+    },
     Cancel(u64),
     Probe(u64),
+    /// Only from protocol 2 on.
+    Servers(Vec<Address>),
 }
 
 impl Up {
@@ -191,24 +207,16 @@ impl Down {
             Down::Held { number, ttl } => {
                 Body::Held(pb::Held { number, for_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX) })
             }
-            Down::Request { number, credit, ask } => Body::Request(pb::Request {
-                number,
-                credit,
-                ask: Some(match ask {
-                    Ask::Status(unit) => {
-                        pb::request::Ask::Status(pb::Status { unit: unit.as_str().to_owned() })
-                    }
-                    Ask::Journal { unit, lines, follow, output } => pb::request::Ask::Journal(pb::Journal {
-                        unit: unit.as_str().to_owned(),
-                        lines,
-                        follow,
-                        output,
-                    }),
-                }),
-            }),
+            Down::Request { number, credit, ask } => {
+                Body::Request(pb::Request { number, credit, ask: Some(encode_ask(ask)) })
+            }
             Down::Credit { number, pieces } => Body::Credit(pb::Credit { number, pieces }),
             Down::Cancel(number) => Body::Cancel(number),
             Down::Probe(number) => Body::Probe(number),
+            Down::Servers(servers) => {
+                let addresses = servers.iter().take(MAX_SERVERS).map(ToString::to_string).collect();
+                Body::Servers(pb::Servers { addresses })
+            }
         };
         pb::ToAgent { body: Some(body) }
     }
@@ -256,23 +264,18 @@ impl Down {
             Some(Body::Request(request)) => Down::Request {
                 number: request.number,
                 credit: request.credit,
-                ask: match request.ask {
-                    None => return wrong("request.ask", "of no known kind"),
-                    Some(pb::request::Ask::Status(ask)) => {
-                        Ask::Status(unit("request.status.unit".to_owned(), &ask.unit)?)
-                    }
-                    Some(pb::request::Ask::Journal(ask)) => Ask::Journal {
-                        unit: unit("request.journal.unit".to_owned(), &ask.unit)?,
-                        lines: ask.lines,
-                        follow: ask.follow,
-                        // It becomes an argument of journalctl.
-                        output: word("request.journal.output".to_owned(), ask.output)?,
-                    },
-                },
+                ask: decode_ask(request.ask)?,
             },
             Some(Body::Credit(credit)) => Down::Credit { number: credit.number, pieces: credit.pieces },
             Some(Body::Cancel(number)) => Down::Cancel(number),
             Some(Body::Probe(number)) => Down::Probe(number),
+            Some(Body::Servers(servers)) => {
+                if servers.addresses.len() > MAX_SERVERS {
+                    return wrong("servers.addresses", format!("more than {MAX_SERVERS}"));
+                }
+                let parse = |text: &String| text.parse().or_else(|error| wrong("servers.addresses", error));
+                Down::Servers(servers.addresses.iter().map(parse).collect::<Result<_, _>>()?)
+            }
         })
     }
 }
@@ -399,6 +402,31 @@ fn decode_report(report: pb::Report, field: &dyn Fn(&str) -> String) -> Result<U
             sub: word(field("sub"), report.sub)?,
         },
         problem: report.problem,
+    })
+}
+
+fn encode_ask(ask: Ask) -> pb::request::Ask {
+    match ask {
+        Ask::Status(unit) => pb::request::Ask::Status(pb::Status { unit: unit.as_str().to_owned() }),
+        Ask::Journal { unit, lines, follow, output } => {
+            pb::request::Ask::Journal(pb::Journal { unit: unit.as_str().to_owned(), lines, follow, output })
+        }
+    }
+}
+
+fn decode_ask(ask: Option<pb::request::Ask>) -> Result<Ask, WireError> {
+    Ok(match ask {
+        None => return wrong("request.ask", "of no known kind"),
+        Some(pb::request::Ask::Status(ask)) => {
+            Ask::Status(unit("request.status.unit".to_owned(), &ask.unit)?)
+        }
+        Some(pb::request::Ask::Journal(ask)) => Ask::Journal {
+            unit: unit("request.journal.unit".to_owned(), &ask.unit)?,
+            lines: ask.lines,
+            follow: ask.follow,
+            // It becomes an argument of journalctl.
+            output: word("request.journal.output".to_owned(), ask.output)?,
+        },
     })
 }
 

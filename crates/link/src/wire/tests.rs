@@ -65,6 +65,11 @@ fn chunk() -> impl Strategy<Value = Chunk> {
     ]
 }
 
+fn address() -> impl Strategy<Value = Address> {
+    (prop_oneof!["[a-z][a-z0-9.-]{0,20}", Just("fd00::1".to_owned())], 1u16..)
+        .prop_map(|(host, port)| Address::new(host, port))
+}
+
 fn ask() -> impl Strategy<Value = Ask> {
     prop_oneof![
         name().prop_map(Ask::Status),
@@ -100,6 +105,7 @@ fn down() -> impl Strategy<Value = Down> {
         (any::<u64>(), any::<u32>()).prop_map(|(number, pieces)| Down::Credit { number, pieces }),
         any::<u64>().prop_map(Down::Cancel),
         any::<u64>().prop_map(Down::Probe),
+        prop::collection::vec(address(), 0..5).prop_map(Down::Servers),
     ]
 }
 
@@ -297,4 +303,62 @@ fn the_largest_unit_fits_into_a_message() {
 fn a_join_request_does_not_print_its_secret() {
     let request = pb::JoinRequest { secret: vec![0xab; 24], request: vec![0xab; 9], ..Default::default() };
     assert!(!format!("{request:?}").contains("171"));
+}
+
+#[test]
+fn addresses_of_servers_are_checked() {
+    let servers = |addresses: Vec<String>| {
+        let body = pb::to_agent::Body::Servers(pb::Servers { addresses });
+        Down::decode(pb::ToAgent { body: Some(body) }).map_err(|error| error.to_string())
+    };
+    assert_eq!(servers(vec!["10.0.0.1".into()]), Ok(Down::Servers(vec![Address::new("10.0.0.1", 4919)])));
+    let error = servers(vec!["10.0.0.1:0".into()]).unwrap_err();
+    assert!(error.starts_with("servers.addresses: \"10.0.0.1:0\" is not the address of a server"), "{error}");
+    let error = servers(vec!["a".into(); MAX_SERVERS + 1]).unwrap_err();
+    assert_eq!(error, "servers.addresses: more than 1024");
+}
+
+#[test]
+fn questions_to_other_servers_are_checked() {
+    use peer::{decode_news, decode_peer_ask, encode_news, encode_peer_ask, news_in_parts};
+    let machine = MachineId::parse(&"4".repeat(32)).unwrap();
+    let ask = Ask::Status(UnitName::parse("a.service").unwrap());
+    let message = encode_peer_ask(&machine, ask.clone());
+    assert_eq!(decode_peer_ask(message.clone()), Ok((machine, ask)));
+    let says = |message| decode_peer_ask(message).unwrap_err().to_string();
+    let wrong = pb::PeerAsk { machine: "x".into(), ..message.clone() };
+    assert_eq!(says(wrong), "machine: \"x\" is not a machine ID (32 hexadecimal digits)");
+    assert_eq!(says(pb::PeerAsk { request: None, ..message.clone() }), "request: missing");
+    let empty = pb::Request { ask: None, ..Default::default() };
+    assert_eq!(says(pb::PeerAsk { request: Some(empty), ..message }), "request.ask: of no known kind");
+
+    use crate::peer::{News, Notice};
+    use fleet_cluster::engine::Delay;
+    let delay = |n: usize| {
+        let why = [None, Some(Delay::Grace), Some(Delay::Isolation), Some(Delay::MassLoss)][n % 4];
+        (UnitName::parse(&format!("u{n}.service")).unwrap(), why)
+    };
+    let notice = Notice { id: "massLoss".into(), since: 7, text: "many".into() };
+    let news = News {
+        anew: true,
+        notices: vec![notice],
+        over: vec!["other".into()],
+        delays: (0..5000).map(delay).collect(),
+    };
+    let parts = news_in_parts(news.clone());
+    assert_eq!(parts.len(), 3);
+    assert!(parts.iter().skip(1).all(|part| !part.anew && part.notices.is_empty()));
+    let told = parts.into_iter().map(|part| decode_news(encode_news(part)).unwrap());
+    let whole = told.reduce(|mut all, part| {
+        all.delays.extend(part.delays);
+        all
+    });
+    assert_eq!(whole, Some(news));
+    assert_eq!(news_in_parts(News::default()), [News::default()]);
+    // A reason that only a newer leader knows.
+    let newer =
+        pb::News { delays: vec![pb::Delayed { unit: "a.service".into(), why: 99 }], ..Default::default() };
+    assert_eq!(decode_news(newer).unwrap().delays[0].1, None);
+    let harmful = pb::Notice { text: "a\u{1b}[2J".into(), ..Default::default() };
+    assert!(decode_news(pb::News { notices: vec![harmful], ..Default::default() }).is_err());
 }
