@@ -377,6 +377,8 @@ impl<S: Systemd> Agent<S> {
                 }
             }
             ToAgent::Request(request) => self.answer(request),
+            // The business of what carries the session.
+            ToAgent::Servers(_) => {}
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{address, guard, listen, logging, notify::Notifier};
 use anyhow::{Context, bail};
 use fleet_cluster::{engine::Policy, model::Machine};
 use fleet_link::dial::{Address, Dialer};
-use fleet_link::{AgentEnd, Hello, KeepAlive, ca, serve, serve::Guests};
+use fleet_link::{AgentEnd, Hello, KeepAlive, ca, peer::PeerService, serve, serve::Guests};
 use fleet_registry::{EmbeddedStore, EtcdStore, Store, embedded};
 use fleet_systemd::dbus::{Directories, SystemdHost};
 use std::net::IpAddr;
@@ -295,6 +295,9 @@ impl Daemon {
         };
         let server = Server::new(store.clone(), server_config, self.cancel.clone());
         server.start(&mut self.tasks);
+        if shared_registry {
+            server.start_among_others(&mut self.tasks);
+        }
         self.tasks.spawn(own_session(server.clone(), self.hello.clone(), sessions, self.cancel.clone()));
         let page_size = u16::try_from(config.token_limit).unwrap_or(u16::MAX);
         let api = Arc::new(Api::new(server.clone(), page_size, self.cancel.clone()));
@@ -334,6 +337,7 @@ impl Daemon {
             let options = serve::Options {
                 addresses: own_names(&self.hello.machine.public_ip, address.ip()),
                 guests: Some(users.clone()),
+                peers: server.shares_registry().then(|| Arc::new(server.clone()) as Arc<dyn PeerService>),
                 ..serve::Options::default()
             };
             let (address, server, send) = (*address, Arc::new(server.clone()), send.clone());

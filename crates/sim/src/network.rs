@@ -322,5 +322,6 @@ fn told_text(told: &ToAgent) -> String {
             format!("changes: {}", changes.iter().map(change).collect::<Vec<_>>().join(", "))
         }
         ToAgent::Request(_) => "a question".to_owned(),
+        ToAgent::Servers(_) => "servers".to_owned(),
     }
 }

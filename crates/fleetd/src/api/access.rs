@@ -62,6 +62,8 @@ enum Unknown {
     Nothing,
     #[error("the certificate shown is a machine's: machines are no users")]
     Machine,
+    #[error("the certificate shown is a server's: servers are no users")]
+    Server,
     #[error("Authorization has to be \"Bearer TOKEN\"")]
     Scheme,
     #[error("{0}")]
@@ -95,6 +97,7 @@ fn credential(visitor: &Visitor, headers: &HeaderMap) -> Result<Credential, Unkn
     match visitor.certificate() {
         Some(ClientCertificate::User(says)) => Ok(Credential::Certificate(says.clone())),
         Some(ClientCertificate::Machine(_)) => Err(Unknown::Machine),
+        Some(ClientCertificate::Server(_)) => Err(Unknown::Server),
         None => Err(Unknown::Nothing),
     }
 }

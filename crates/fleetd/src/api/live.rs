@@ -1,7 +1,7 @@
 //! Status, journal and events: answers that come from a machine, or that go on.
 
 use super::{Answer, Api, Body, failure, full, route};
-use crate::server::hub::Subject;
+use crate::server::{Answer as MachineAnswer, hub::Subject};
 use bytes::Bytes;
 use fleet_api::events::Event;
 use fleet_cluster::{model::MachineId, view::View};
@@ -12,7 +12,7 @@ use futures_util::{Stream, StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::{HeaderMap, Response, StatusCode, body::Frame, header};
 use std::{collections::BTreeSet, convert::Infallible, time::Duration};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::time::timeout;
 
 /// How long a machine may take to answer, or to begin to.
 const MACHINE_DEADLINE: Duration = Duration::from_secs(20);
@@ -237,7 +237,7 @@ fn line(revision: u64, event: &Event) -> String {
 fn frames(
     first: Option<Chunk>,
     complaint: Vec<u8>,
-    rest: mpsc::Receiver<Chunk>,
+    rest: MachineAnswer,
     machine: MachineId,
 ) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + 'static {
     let state = (first, complaint, Some(rest));
@@ -342,14 +342,14 @@ mod tests {
 
     /// The lines, the exit code and the error of a journal that is answered so.
     async fn body(chunks: Vec<Chunk>) -> (String, Option<String>, Option<String>) {
-        let (send, receiver) = mpsc::channel(16);
+        let (send, receiver) = tokio::sync::mpsc::channel(16);
         for chunk in chunks {
             send.send(chunk).await.unwrap();
         }
         drop(send);
         let machine = MachineId::parse("4a1e0c2fb7d94e6c8f3a51d2c07e9b11").unwrap();
         let first = Some(Chunk::Out(Bytes::from_static(b"first\n")));
-        let body = StreamBody::new(frames(first, Vec::new(), receiver, machine));
+        let body = StreamBody::new(frames(first, Vec::new(), MachineAnswer::Here(receiver), machine));
         let body = BodyExt::collect(body).await.unwrap();
         let trailer = |name| {
             let value = body.trailers()?.get(name)?;

@@ -4,8 +4,10 @@
 //! names that changed since they looked. The event log remembers what changed, and at which revision, for event streams
 //! to resume from; what an event says is read from the view when it is sent.
 //!
-//! Beside the view stands what only this server's engine knows, and the registry does not: what it delays, and notices for operators.
+//! Beside the view stands what only the leader's engine knows, and the registry does not: what it delays, and notices for operators
+//! ([`super::said`]).
 
+use super::said::Said;
 use fleet_api::events::{Event, UnitEvent};
 use fleet_api::types::{self, Explanation, Notice, Reason};
 use fleet_cluster::engine::Delay;
@@ -120,9 +122,12 @@ pub struct Hub {
     sessions: Mutex<BTreeMap<MachineId, Arc<Mailbox<BTreeSet<UnitName>>>>>,
     /// Records of units that can't be read, by key, with the reason. What the view lacks for that is no instruction.
     unreadable: Mutex<BTreeMap<Arc<str>, String>>,
-    /// Units that fit somewhere and that the engine does not place there yet.
-    delays: Mutex<BTreeMap<UnitName, Delay>>,
-    notices: Mutex<BTreeMap<String, Notice>>,
+    /// What this server's engine lets know.
+    own: Mutex<Said>,
+    /// Told when that has changed.
+    own_changed: Notify,
+    /// What another server, which leads, lets know. Apart from the other, so that neither takes back what it has not said.
+    heard: Mutex<Said>,
 }
 
 impl Hub {
@@ -135,8 +140,9 @@ impl Hub {
             engine: Mailbox::default(),
             sessions: Mutex::default(),
             unreadable: Mutex::default(),
-            delays: Mutex::default(),
-            notices: Mutex::default(),
+            own: Mutex::default(),
+            own_changed: Notify::new(),
+            heard: Mutex::default(),
         }
     }
 
@@ -279,31 +285,70 @@ impl Hub {
 
     /// Takes over what the engine delays, and tells event streams of the units for which that changed.
     pub(super) fn set_delays(&self, delays: BTreeMap<UnitName, Delay>) {
-        let before = std::mem::replace(&mut *lock(&self.delays), delays.clone());
-        let names = before.keys().chain(delays.keys());
-        let changed: BTreeSet<_> = names.filter(|name| before.get(*name) != delays.get(*name)).collect();
-        self.tell(changed.into_iter().cloned().map(Subject::Unit));
+        self.say(|own| own.delays = delays);
     }
 
     /// Says something to operators, until it is taken back.
     pub(super) fn set_notice(&self, notice: Notice) {
-        let id = notice.id.clone();
-        lock(&self.notices).insert(id.clone(), notice);
-        self.tell([Subject::Notice(id)]);
+        self.say(|own| drop(own.notices.insert(notice.id.clone(), notice)));
     }
 
     /// Takes a notice back; false when there was none.
     pub(super) fn clear_notice(&self, id: &str) -> bool {
-        let there = lock(&self.notices).remove(id).is_some();
-        if there {
-            self.tell([Subject::Notice(id.to_owned())]);
-        }
+        let mut there = false;
+        self.say(|own| there = own.notices.remove(id).is_some());
         there
+    }
+
+    fn say(&self, change: impl FnOnce(&mut Said)) {
+        let changed = {
+            let mut own = lock(&self.own);
+            let before = own.clone();
+            change(&mut own);
+            own.differs_from(&before)
+        };
+        if !changed.is_empty() {
+            self.own_changed.notify_waiters();
+            self.tell(changed);
+        }
+    }
+
+    /// Takes over what another server's engine lets know.
+    pub(super) fn hear(&self, said: Said) {
+        let before = std::mem::replace(&mut *lock(&self.heard), said.clone());
+        self.tell(said.differs_from(&before));
+    }
+
+    /// What this server's engine lets know, as soon as it is not what was known.
+    pub(super) async fn said_since(&self, known: Option<&Said>) -> Said {
+        loop {
+            let changed = self.own_changed.notified();
+            tokio::pin!(changed);
+            // From here on nothing is missed.
+            changed.as_mut().enable();
+            {
+                let own = lock(&self.own);
+                if known != Some(&*own) {
+                    return own.clone();
+                }
+            }
+            changed.await;
+        }
     }
 
     /// All notices, by ID.
     pub fn notices(&self) -> Vec<Notice> {
-        lock(&self.notices).values().cloned().collect()
+        let mut all = lock(&self.heard).notices.clone();
+        all.extend(lock(&self.own).notices.clone());
+        all.into_values().collect()
+    }
+
+    fn notice(&self, id: &str) -> Option<Notice> {
+        lock(&self.own).notices.get(id).or(lock(&self.heard).notices.get(id)).cloned()
+    }
+
+    fn delay(&self, name: &UnitName) -> Option<Delay> {
+        lock(&self.own).delays.get(name).or(lock(&self.heard).delays.get(name)).copied()
     }
 
     /// Tells event streams of changes that the registry knows nothing of.
@@ -348,8 +393,8 @@ impl Hub {
                 Some(machine) => Event::Machine(machine_resource(id, machine)),
                 None => Event::MachineGone { id: id.to_string() },
             },
-            Subject::Notice(id) => match lock(&self.notices).get(id) {
-                Some(notice) => Event::Notice(notice.clone()),
+            Subject::Notice(id) => match self.notice(id) {
+                Some(notice) => Event::Notice(notice),
                 None => Event::NoticeGone { id: id.clone() },
             },
         }
@@ -374,7 +419,7 @@ impl Hub {
 
     /// Why a unit is not (yet) what it should be.
     pub(crate) fn explanation(&self, view: &View, name: &UnitName) -> Explanation {
-        let delayed = lock(&self.delays).get(name).map(ToString::to_string).unwrap_or_default();
+        let delayed = self.delay(name).map(|delay| delay.to_string()).unwrap_or_default();
         Explanation { delayed, ..explanation(view, name) }
     }
 }
@@ -487,6 +532,33 @@ mod tests {
         assert!(hub.explanation(&hub.view(), &name).delayed.starts_with("many machines vanished"));
         hub.set_delays(BTreeMap::new());
         assert_eq!(hub.explanation(&hub.view(), &name).delayed, "");
+    }
+
+    #[test]
+    fn what_is_heard_and_what_is_said_stand_apart() {
+        let hub = Hub::new();
+        let (a, b) = (UnitName::parse("a.service").unwrap(), UnitName::parse("b.service").unwrap());
+        let notice = |text: &str| Notice { id: "massLoss".into(), since: 1, text: text.into() };
+        let delayed = |name| hub.explanation(&hub.view(), name).delayed;
+        let before = hub.now();
+        let heard = Said {
+            delays: [(a.clone(), Delay::Grace)].into(),
+            notices: [("massLoss".to_owned(), notice("heard"))].into(),
+        };
+        hub.hear(heard);
+        let changed = hub.changed_since(before).unwrap();
+        assert_eq!(changed.subjects, [Subject::Unit(a.clone()), Subject::Notice("massLoss".into())].into());
+        assert!(delayed(&a).contains("given time to come back"));
+        assert_eq!(hub.notices(), [notice("heard")]);
+        // This server leads now, and what the former leader said ends only then.
+        hub.set_notice(notice("own"));
+        hub.set_delays([(b.clone(), Delay::MassLoss)].into());
+        assert_eq!(hub.notices(), [notice("own")]);
+        hub.hear(Said::default());
+        assert_eq!(hub.notices(), [notice("own")]);
+        assert_eq!(delayed(&a), "");
+        assert!(delayed(&b).starts_with("many machines"));
+        assert!(hub.changed_since(changed.cursor).unwrap().subjects.contains(&Subject::Unit(a)));
     }
 
     #[test]

@@ -295,9 +295,13 @@ impl<S: Store> Server<S> {
         self.store.commit(Txn::of(Op::Delete { key: removed_key(id) })).await.map(drop)
     }
 
-    /// Whether a machine has a session with this server.
+    /// Whether a machine has a session: with this server, or, as the registry has it, with another one that is there.
     pub fn is_connected(&self, id: &MachineId) -> bool {
-        lock(&self.sessions).contains_key(id)
+        if lock(&self.sessions).contains_key(id) {
+            return true;
+        }
+        let there = self.peers.session_of(id).filter(|server| *server != self.config.machine);
+        there.is_some_and(|server| self.peers.servers().contains_key(&server))
     }
 
     async fn try_join(&self, joining: &Joining) -> Result<(), JoinError> {

@@ -16,14 +16,17 @@ mod follow;
 pub(crate) mod hub;
 mod leader;
 mod membership;
+mod others;
 mod pace;
 mod peers;
+mod said;
 mod session;
 mod users;
 mod write;
 
 pub use hub::{Changed, EventCursor, Hub};
 pub use membership::{ListedMember, MembershipError};
+pub use others::Answer;
 pub use peers::ServerRecord;
 pub use session::AskError;
 pub use users::{Access, Credential, Denied, NewUser, Role, UserRecord, Users};
@@ -32,11 +35,11 @@ pub use write::{MachineMark, MetadataEdit, Put, WriteError};
 use crate::metrics::Metrics;
 use fleet_cluster::engine::Policy;
 use fleet_cluster::model::{MachineId, Time};
-use fleet_link::ServerEnd;
+use fleet_link::{ServerEnd, peer::PeerDialer};
 use fleet_registry::{Health, Store, StoreError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{collections::HashMap, sync::Arc, sync::Mutex};
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{sync::OnceCell, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -67,6 +70,8 @@ pub struct Server<S: Store> {
     record: ServerRecord,
     users: Arc<Users>,
     sessions: Arc<Mutex<HashMap<MachineId, session::Handle>>>,
+    /// The way to other servers, once the cluster's CA is known.
+    dialer: Arc<OnceCell<PeerDialer>>,
     metrics: Arc<Metrics>,
     started: Instant,
     cancel: CancellationToken,
@@ -82,6 +87,7 @@ impl<S: Store> Clone for Server<S> {
             record: self.record.clone(),
             users: self.users.clone(),
             sessions: self.sessions.clone(),
+            dialer: self.dialer.clone(),
             metrics: self.metrics.clone(),
             started: self.started,
             cancel: self.cancel.clone(),
@@ -101,6 +107,7 @@ impl<S: Store> Server<S> {
             peers: Arc::default(),
             users: Arc::new(Users::new()),
             sessions: Arc::default(),
+            dialer: Arc::default(),
             metrics: Arc::default(),
             started: Instant::now(),
             cancel,
@@ -112,14 +119,29 @@ impl<S: Store> Server<S> {
         &self.hub
     }
 
-    /// The servers that are there, by the ID of their machines, and whether they lead. One that has its registry for itself always leads.
+    /// The servers that are there, by the ID of their machines, and whether they lead.
     pub fn servers(&self) -> Vec<(MachineId, ServerRecord, bool)> {
         if !self.config.shared_registry {
-            return vec![(self.config.machine.clone(), self.record.clone(), true)];
+            return vec![(self.config.machine.clone(), self.record.clone(), self.leads())];
         }
         let leader = self.peers.leader().borrow().as_ref().map(|leader| leader.record.server.clone());
         let servers = self.peers.servers().into_iter();
         servers.map(|(id, record)| (id.clone(), record, leader.as_ref() == Some(&id))).collect()
+    }
+
+    /// Whether other servers may be on its registry.
+    pub fn shares_registry(&self) -> bool {
+        self.config.shared_registry
+    }
+
+    /// Whether this server leads, as far as it knows. One that has its registry for itself does, unless it never may.
+    pub fn leads(&self) -> bool {
+        if !self.config.shared_registry {
+            return !self.config.disable_engine;
+        }
+        let leader = self.peers.leader();
+        let leader = leader.borrow();
+        leader.as_ref().is_some_and(|leader| leader.record.server == self.config.machine)
     }
 
     /// How the registry is, by its parts.
@@ -163,6 +185,14 @@ impl<S: Store> Server<S> {
             let server = self.clone();
             tasks.spawn(async move { server.announce().await });
         }
+    }
+
+    /// Starts what this server has to do with others on its registry, beside [`start`](Self::start); for one that shares it.
+    pub fn start_among_others(&self, tasks: &mut JoinSet<anyhow::Result<()>>) {
+        let server = self.clone();
+        tasks.spawn(async move { server.follow_leader().await });
+        let server = self.clone();
+        tasks.spawn(async move { server.send_away().await });
     }
 
     /// Serves one agent until its session ends or the server's token is cancelled.

@@ -14,13 +14,16 @@
 use super::Server;
 use anyhow::Context;
 use fleet_cluster::model::{MachineId, Revision};
-use fleet_registry::records::PRESENCES;
+use fleet_link::dial::Address;
+use fleet_registry::records::{PRESENCES, PresenceRecord};
 use fleet_registry::{Entry, Event, LeaseId, Op, Snapshot, Store, StoreError, Txn};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tracing::warn;
 
 /// The key of the leader's record.
@@ -57,6 +60,11 @@ impl ServerRecord {
     pub fn new(address: Option<String>, version: &str, started: u64) -> Self {
         ServerRecord { format: FORMAT, address, version: version.to_owned(), started }
     }
+
+    /// Where it is dialed, if it listens somewhere.
+    pub(super) fn dialed(&self) -> Option<Address> {
+        self.address.as_ref()?.parse().ok()
+    }
 }
 
 /// Which server leads.
@@ -92,23 +100,37 @@ pub(super) struct Leader {
 #[derive(Debug)]
 pub(super) struct Peers {
     servers: Mutex<BTreeMap<MachineId, ServerRecord>>,
-    /// The revisions at which the presences of machines were written: by which session, so to say.
-    presences: Mutex<BTreeMap<MachineId, Revision>>,
+    /// Counts up whenever another server comes or goes.
+    generation: AtomicU64,
+    presences: Mutex<BTreeMap<MachineId, Presence>>,
     leader: watch::Sender<Option<Leader>>,
     /// When the registry was reached last; none before the first time.
     reached: watch::Sender<Option<Instant>>,
     /// When it last could not be reached, or could not be followed.
     trouble: Mutex<Option<Instant>>,
+    /// Told when this server's record could not be renewed.
+    lost: Notify,
+}
+
+/// By which session a machine is there.
+#[derive(Clone, Debug)]
+struct Presence {
+    /// At which its presence was written.
+    revision: Revision,
+    /// The server that has its session; none when that did not say.
+    server: Option<MachineId>,
 }
 
 impl Default for Peers {
     fn default() -> Self {
         Peers {
             servers: Mutex::default(),
+            generation: AtomicU64::new(0),
             presences: Mutex::default(),
             leader: watch::Sender::new(None),
             reached: watch::Sender::new(None),
             trouble: Mutex::default(),
+            lost: Notify::new(),
         }
     }
 }
@@ -125,10 +147,11 @@ impl Peers {
             } else if let Some((id, record)) = read_server(&entry.key, Some(entry)) {
                 servers.extend(record.map(|record| (id, record)));
             } else if let Some(id) = present(&entry.key) {
-                presences.insert(id, entry.revision);
+                presences.insert(id, Presence::of(entry));
             }
         }
         *lock(&self.servers) = servers;
+        self.generation.fetch_add(1, Ordering::Relaxed);
         *lock(&self.presences) = presences;
         self.set_leader(leader);
     }
@@ -143,10 +166,11 @@ impl Peers {
                 Some(record) => servers.insert(id, record),
                 None => servers.remove(&id),
             };
+            self.generation.fetch_add(1, Ordering::Relaxed);
         } else if let Some(id) = present(&event.key) {
             let mut presences = lock(&self.presences);
             match &event.entry {
-                Some(entry) => presences.insert(id, entry.revision),
+                Some(entry) => presences.insert(id, Presence::of(entry)),
                 None => presences.remove(&id),
             };
         }
@@ -154,7 +178,12 @@ impl Peers {
 
     /// The revision at which a machine's presence was written; 0: it has none.
     pub(super) fn presence(&self, id: &MachineId) -> Revision {
-        lock(&self.presences).get(id).copied().unwrap_or_default()
+        lock(&self.presences).get(id).map_or(0, |presence| presence.revision)
+    }
+
+    /// The server that has the session with a machine, as far as the registry knows.
+    pub(super) fn session_of(&self, id: &MachineId) -> Option<MachineId> {
+        lock(&self.presences).get(id)?.server.clone()
     }
 
     fn set_leader(&self, leader: Option<Leader>) {
@@ -175,6 +204,28 @@ impl Peers {
         lock(&self.servers).clone()
     }
 
+    /// Where the servers are that listen somewhere, and a number that is another one when this may have changed.
+    pub(super) fn addresses(&self) -> (u64, Vec<Address>) {
+        // First the number: what changes meanwhile is told again.
+        let generation = self.generation();
+        let servers = lock(&self.servers);
+        (generation, servers.values().filter_map(ServerRecord::dialed).collect())
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// How long ago the registry was last reached; `None`: never.
+    pub(super) fn reached(&self) -> Option<Duration> {
+        self.reached.borrow().map(|at| at.elapsed())
+    }
+
+    /// Waits until this server's record could not be renewed.
+    pub(super) async fn lost(&self) {
+        self.lost.notified().await;
+    }
+
     /// The registry did not answer as it should.
     pub(super) fn had_trouble(&self) {
         *lock(&self.trouble) = Some(Instant::now());
@@ -187,8 +238,16 @@ impl Peers {
 
     /// For how long the registry has not been reached, if that is long enough to matter to who reads from the view.
     pub(super) fn stale_for(&self) -> Option<Duration> {
-        let since = self.reached.borrow().map(|at| at.elapsed())?;
+        let since = self.reached()?;
         (since > STALE).then_some(since)
+    }
+}
+
+impl Presence {
+    fn of(entry: &Entry) -> Self {
+        // One that can't be read is complained of where the view is made.
+        let record: Option<PresenceRecord> = serde_json::from_slice(&entry.value).ok();
+        Presence { revision: entry.revision, server: record.and_then(|record| record.server) }
     }
 }
 
@@ -244,10 +303,12 @@ impl<S: Store> Server<S> {
                 }
                 Ok(Err(error)) => {
                     self.trouble("renewing the record of this server", &error);
+                    self.peers.lost.notify_one();
                     RETRY
                 }
                 Err(_) => {
                     self.peers.had_trouble();
+                    self.peers.lost.notify_one();
                     RETRY
                 }
             };

@@ -34,22 +34,37 @@ pub(super) struct Handle {
     send: mpsc::Sender<ToAgent>,
     /// Cancelled when the machine was removed from the cluster.
     removed: CancellationToken,
+    /// Whether it is that of a machine that joined, and not of this server's own.
+    pub(super) joined: bool,
+    /// Cancelled when its agent is to go to another server.
+    pub(super) sent_away: CancellationToken,
 }
 
 /// Why a machine can't be asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AskError {
-    /// No session with it.
+    /// No session with it here.
     #[error("machine {0} is not connected")]
     NotConnected(MachineId),
+    /// No server is known to have a session with it.
+    #[error("machine {0} is not connected: no server is known to have a session with it")]
+    Nowhere(MachineId),
+    /// Another server has its session, and can't ask it.
+    #[error("machine {machine} has its session with server {server}, which {problem}")]
+    #[allow(missing_docs)]
+    Elsewhere { machine: MachineId, server: MachineId, problem: String },
     /// It takes no more questions now.
     #[error("machine {0} does not answer")]
     Busy(MachineId),
 }
 
 impl<S: Store> Server<S> {
-    /// Asks a machine; the answer comes in pieces. Dropping the receiver ends the work there.
-    pub async fn ask(&self, machine: &MachineId, ask: Ask) -> Result<mpsc::Receiver<Chunk>, AskError> {
+    /// Asks a machine that has its session here; the answer comes in pieces. Dropping the receiver ends the work there.
+    pub(super) async fn ask_here(
+        &self,
+        machine: &MachineId,
+        ask: Ask,
+    ) -> Result<mpsc::Receiver<Chunk>, AskError> {
         let handle = lock(&self.sessions).get(machine).cloned();
         let Some(handle) = handle else { return Err(AskError::NotConnected(machine.clone())) };
         let (answer, receiver) = mpsc::channel(ANSWER_QUEUE);
@@ -71,7 +86,12 @@ impl<S: Store> Server<S> {
     pub(super) async fn run_session(&self, end: ServerEnd) -> anyhow::Result<()> {
         let id = end.hello.id.clone();
         let mailbox = self.hub.open_mailbox(&id);
-        let handle = Handle { send: end.send.clone(), removed: CancellationToken::new() };
+        let handle = Handle {
+            send: end.send.clone(),
+            removed: CancellationToken::new(),
+            joined: end.peer.is_some(),
+            sent_away: CancellationToken::new(),
+        };
         lock(&self.sessions).insert(id.clone(), handle.clone());
         info!(machine = %id, "session with machine {id} begins");
         let mut session = Session {
@@ -83,6 +103,7 @@ impl<S: Store> Server<S> {
             peer: end.peer,
             stranger: false,
             untold: BTreeSet::new(),
+            told_servers: 0,
             reports: BTreeMap::new(),
             complete: false,
             lease: None,
@@ -95,6 +116,7 @@ impl<S: Store> Server<S> {
         let ended = tokio::select! {
             biased;
             () = self.cancel.cancelled() => Ok(()),
+            () = handle.sent_away.cancelled() => Ok(()),
             ended = async {
                 // From here on a removal cancels `removed`. One between the admission and here did not; and who has let go of its
                 // units meanwhile is not to come back.
@@ -142,6 +164,8 @@ pub(super) struct Session<'a, S: Store> {
     stranger: bool,
     /// Units to look at again when the view has the machine.
     untold: BTreeSet<UnitName>,
+    /// Which servers there are the agent was told of, by the number that these have.
+    told_servers: u64,
     pub(super) reports: BTreeMap<UnitName, UnitReport>,
     /// Whether the agent has sent all its reports once: before, what it did not mention is unknown, not gone.
     pub(super) complete: bool,
@@ -191,6 +215,7 @@ impl<S: Store> Session<'_, S> {
         if self.send.send(ToAgent::Snapshot(self.told.clone())).await.is_err() {
             return Ok(());
         }
+        self.tell_servers().await;
         loop {
             let write_at = self.write_at();
             let write = at(write_at);
@@ -322,6 +347,21 @@ impl<S: Store> Session<'_, S> {
         changes.is_empty() || self.send.send(ToAgent::Changes(changes)).await.is_ok()
     }
 
+    /// Sends where all servers are, if that has changed, to the agent of another machine: it has to find the next one when this one is gone.
+    /// Looked at with each sign of life, so that sessions have nothing more to wait for.
+    async fn tell_servers(&mut self) {
+        if self.peer.is_none()
+            || !self.server.config.shared_registry
+            || self.told_servers == self.server.peers.generation()
+        {
+            return;
+        }
+        let (generation, servers) = self.server.peers.addresses();
+        self.told_servers = generation;
+        // That the agent is gone shows elsewhere.
+        let _ = self.send.send(ToAgent::Servers(servers)).await;
+    }
+
     /// A sign of life renews the machine's presence; its last one, when the machine shuts down, gives it up at once. The answer
     /// tells for how long the presence holds; without one it must not be counted on.
     async fn beat(&mut self, beat: Beat, mailbox: &super::hub::Mailbox<BTreeSet<UnitName>>) {
@@ -354,6 +394,7 @@ impl<S: Store> Session<'_, S> {
                 // First what changed, and was held back while the machine was not there: an agent that knows its presence renewed
                 // must know what was decided before. That it is gone shows elsewhere.
                 self.tell(mailbox.take()).await;
+                self.tell_servers().await;
                 let _ = beat.held.send(Held::during(self.server.config.agent_ttl));
             }
             Err(error) => self.server.trouble(&format!("renewing the presence of machine {id}"), &error),
