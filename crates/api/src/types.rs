@@ -261,11 +261,23 @@ pub struct MemberList {
 pub struct Server {
     /// Where other servers and agents reach it; empty when it listens on no port.
     pub address: String,
+    /// How many seconds ago it last reached the registry; each server tries every 3 s. None when that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heard: Option<u64>,
+    /// How many revisions it is behind the server that is furthest; none when that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lag: Option<u64>,
     /// Whether its engine decides.
     pub leader: bool,
     /// The machine it runs on.
     #[serde(rename = "machineID")]
     pub machine_id: String,
+    /// Why it does not say how it is; empty when it does.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub problem: String,
+    /// The revision of the registry that it knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
     /// Since when it runs, seconds since 1970.
     pub started: i64,
     /// Its version.

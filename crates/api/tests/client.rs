@@ -44,10 +44,13 @@ async fn converse<F: Fn(&str) -> (String, Then)>(stream: tokio::net::TcpStream, 
         if stream.read_line(&mut request).await.unwrap_or(0) == 0 {
             return;
         }
-        let mut length = 0;
+        let (mut length, mut revision) = (0, String::new());
         loop {
             let mut line = String::new();
             stream.read_line(&mut line).await.unwrap();
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("fleet-min-revision:") {
+                revision = format!(" from revision {}", value.trim());
+            }
             if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
                 length = value.trim().parse().unwrap();
             }
@@ -57,7 +60,7 @@ async fn converse<F: Fn(&str) -> (String, Then)>(stream: tokio::net::TcpStream, 
         }
         let mut body = vec![0; length];
         stream.read_exact(&mut body).await.unwrap();
-        let request = request.trim().trim_end_matches(" HTTP/1.1").to_owned();
+        let request = request.trim().trim_end_matches(" HTTP/1.1").to_owned() + &revision;
         log.lock().unwrap().push((request.clone(), String::from_utf8(body).unwrap()));
         let (text, then) = answer(&request);
         stream.write_all(text.as_bytes()).await.unwrap();
@@ -569,4 +572,64 @@ async fn no_token_goes_over_plain_http() {
     Client::new(Endpoint::parse(&address).unwrap(), options).units().await.unwrap();
     let head = heads.lock().unwrap().to_lowercase();
     assert!(head.starts_with("get /fleet/v1/units") && !head.contains("authorization"), "{head}");
+}
+
+/// An answer of a server that knows this revision.
+fn at(revision: u64, (text, then): (String, Then)) -> (String, Then) {
+    (text.replacen("\r\n", &format!("\r\nFleet-Revision: {revision}\r\n"), 1), then)
+}
+
+#[tokio::test]
+async fn what_was_written_is_read_through_any_server() {
+    // The first takes the write and is gone; the next has not come so far, the last has.
+    let (first, ..) = server(|request| match request {
+        "PUT /fleet/v1/units/a.service" => at(7, empty("201 Created")),
+        _ => (String::new(), Then::Close),
+    })
+    .await;
+    let behind = r#"{"error":{"code":503,"message":"this server is behind"}}"#;
+    let (second, asked, _) = server(move |_| at(5, json("503 Service Unavailable", behind))).await;
+    let (third, ..) = server(|request| match request {
+        "GET /fleet/v1/units/a.service from revision 7" => {
+            at(8, json("200 OK", r#"{"name":"a.service","currentState":"loaded"}"#))
+        }
+        "GET /fleet/v1/events?unitName=a.service from revision 8" => {
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+            let event = "id: 12\nevent: ready\ndata: {\"kind\":\"ready\"}\n\n";
+            (format!("{head}{event}"), Then::Close)
+        }
+        "GET /fleet/v1/servers from revision 12" => at(12, json("200 OK", "{}")),
+        "POST /fleet/v1/registry/accept from revision 12" => at(3, empty("204 No Content")),
+        "GET /fleet/v1/servers" => at(3, json("200 OK", "{}")),
+        other => panic!("{other}"),
+    })
+    .await;
+    let endpoint = |url: &str| Endpoint::parse(url).unwrap();
+    let client = client(&first).or(endpoint(&second), None).or(endpoint(&third), None);
+    let unit = Unit { name: "a.service".into(), desired_state: "launched".into(), ..Unit::default() };
+    client.put_unit(&unit).await.unwrap();
+    assert_eq!(client.unit("a.service").await.unwrap().unwrap().current_state, "loaded");
+    assert_eq!(requests(&asked), ["GET /fleet/v1/units/a.service from revision 7"]);
+    // So does what an event told.
+    let query = EventQuery { units: vec!["a.service".into()], ..EventQuery::default() };
+    let mut events = client.events(&query).await.unwrap();
+    assert_eq!(events.next().await.unwrap().unwrap().1, Event::Ready);
+    client.servers().await.unwrap();
+    // After this the registry may be another one.
+    client.accept_registry().await.unwrap();
+    client.servers().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_only_server_may_be_behind_and_says_so() {
+    let behind = r#"{"error":{"code":503,"message":"this server is behind: it knows revision 5"}}"#;
+    let (address, ..) = server(move |request| match request {
+        "GET /fleet/v1/units/a.service from revision 7" => at(5, json("503 Service Unavailable", behind)),
+        _ => at(7, json("200 OK", "{}")),
+    })
+    .await;
+    let client = client(&address);
+    client.servers().await.unwrap();
+    let error = client.unit("a.service").await.unwrap_err().to_string();
+    assert_eq!(error, "googleapi: Error 503: this server is behind: it knows revision 5");
 }

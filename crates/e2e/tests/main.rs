@@ -23,6 +23,7 @@ mod placement;
 mod purge;
 mod recorded;
 mod reload;
+mod servers;
 mod sessions;
 mod torture;
 mod tunnel;

@@ -2,6 +2,7 @@
 //! Whatever ends fleetd, the machine's units are left as they are.
 
 mod etcd;
+mod known_servers;
 
 use crate::agent::{Agent, Pulse};
 use crate::api::{self, Api, MAX_CONNECTIONS};
@@ -15,10 +16,10 @@ use fleet_link::dial::{Address, Dialer};
 use fleet_link::{AgentEnd, Hello, KeepAlive, ca, peer::PeerService, serve, serve::Guests};
 use fleet_registry::{EmbeddedStore, EtcdStore, Store, embedded};
 use fleet_systemd::dbus::{Directories, SystemdHost};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::{sync::Arc, time::Duration};
-use tokio::net::TcpListener;
+use std::{io, sync::Arc, time::Duration};
+use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -30,6 +31,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(8);
 /// How long the agent may take when it takes its units along; together with the other deadline less than the service's
 /// TimeoutStopSec=.
 const PURGE_DEADLINE: Duration = Duration::from_secs(75);
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// How long to wait before asking for the cluster's CA again.
 const AUTHORITY_RETRY: Duration = Duration::from_secs(1);
 /// How long to wait before beginning the session with our own agent again after it broke.
@@ -332,8 +335,9 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         let (send, mut ends) = mpsc::channel(64);
         for address in &config.listen {
-            let listener =
-                TcpListener::bind(address).await.with_context(|| format!("unable to listen on {address}"))?;
+            // It is ours from now on, or fleetd does not start. But nobody is let in before the registry is read, and who tries is
+            // better off with a refusal than with silence: there may be another server.
+            let socket = bind(*address).with_context(|| format!("unable to listen on {address}"))?;
             let options = serve::Options {
                 addresses: own_names(&self.hello.machine.public_ip, address.ip()),
                 guests: Some(users.clone()),
@@ -347,6 +351,8 @@ impl Daemon {
                     () = cancel.cancelled() => return Ok(()),
                     authority = authority(&server) => Arc::new(authority?),
                 };
+                let listener =
+                    socket.listen(BACKLOG).with_context(|| format!("unable to listen on {address}"))?;
                 info!("Letting agents and users in on {address}; CA {}", authority.root().fingerprint());
                 Ok(serve::serve(listener, authority, server, options, send, cancel).await?)
             });
@@ -399,10 +405,13 @@ impl Daemon {
                 seed.wrapping_mul(31).wrapping_add(u64::from(byte))
             });
             let dialer = Dialer::new(config.join.clone(), identity, hello, KeepAlive::default(), seed)?;
+            let dialer = dialer.knowing(known_servers::recall(&config.state_directory));
             let files = IdentityFiles::new(&config.state_directory);
             let store = tokio::spawn(files.keep_stored(dialer.identity()));
+            let servers = tokio::spawn(known_servers::keep(config.state_directory.clone(), dialer.servers()));
             dialer.run(sessions, cancel.clone()).await;
             store.await.context("storing renewed certificates")?;
+            servers.await.context("storing where the servers are")??;
             if cancel.is_cancelled() { Ok(()) } else { bail!("nobody takes sessions any more") }
         });
         ready
@@ -462,6 +471,15 @@ impl Daemon {
             warn!("some connections did not end in time");
         }
     }
+}
+
+/// A socket for the port, on which nobody is listened to yet.
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // What a fleetd before this one has left of its connections is no reason to wait.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 /// How carefully units are moved.

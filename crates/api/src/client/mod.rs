@@ -7,6 +7,9 @@
 //! With several servers, the next one is asked when one can't be reached, is no server (an agent's fleetd), or breaks off;
 //! the one that answered is asked first from then on. After breaking off, or not answering in time, a request may have been
 //! carried out: it is repeated only if that does no harm, which is so for all but those that make something new (`POST`).
+//!
+//! Each request asks for an answer of the newest revision at least that the client was told of: so it reads what it wrote, whichever server
+//! answers. A server that has not come so far waits a moment; after that the next one is asked.
 mod endpoint;
 mod error;
 mod stream;
@@ -32,7 +35,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -55,6 +58,10 @@ const ASKING_A_MACHINE: Duration = Duration::from_secs(30);
 
 /// The header by which an agent's fleetd says that it is no server.
 const ROLE: &str = "fleet-role";
+
+/// The header with the revision an answer stands for, and the one by which an answer of that revision at least is asked for.
+const REVISION: &str = "fleet-revision";
+const MIN_REVISION: &str = "fleet-min-revision";
 
 /// Where the resources are.
 const ROOT: &str = "/fleet/v1/";
@@ -106,6 +113,8 @@ pub struct Client {
     current: AtomicUsize,
     /// Whoever has a permit may have a connection.
     turns: Semaphore,
+    /// The newest revision that any server told of; 0 before the first, and with servers that have none.
+    known: Arc<AtomicU64>,
     options: Options,
 }
 
@@ -256,7 +265,8 @@ impl Client {
         let turns = Semaphore::new(options.at_once.clamp(1, KEPT));
         let connector = options.connector.clone();
         let first = Server { endpoint, connector, idle: Mutex::default() };
-        Client { servers: vec![first], current: AtomicUsize::new(0), turns, options }
+        let (current, known) = (AtomicUsize::new(0), Arc::default());
+        Client { servers: vec![first], current, turns, known, options }
     }
 
     /// One more server, to be asked when those before do not answer; connects in its own way if it is given one.
@@ -374,7 +384,10 @@ impl Client {
 
     /// Takes a registry that was exchanged for the right one.
     pub async fn accept_registry(&self) -> Result<(), Error> {
-        self.call(Call { method: Method::POST, ..Call::get("registry/accept") }).await.map(drop)
+        self.call(Call { method: Method::POST, ..Call::get("registry/accept") }).await?;
+        // It may be of an older revision than the one before.
+        self.known.store(0, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Makes a join token.
@@ -492,7 +505,7 @@ impl Client {
         }
         call.query.extend(query.units.iter().map(|name| ("unitName", name.clone())));
         call.streaming = true;
-        Ok(EventStream::new(self.stream(call).await?))
+        Ok(EventStream::new(self.stream(call).await?, self.known.clone()))
     }
 
     /// Follows the pages of a list.
@@ -584,8 +597,11 @@ impl Client {
         let whole = async {
             // The semaphore is never closed. Given back when the connection can be used again.
             let _turn = if call.streaming { None } else { self.turns.acquire().await.ok() };
-            let (response, connection) = self.exchange(server, call, &target, perhaps_done).await?;
+            let asked = self.known.load(Ordering::Relaxed);
+            let (response, connection) = self.exchange(server, call, &target, asked, perhaps_done).await?;
             let (head, body) = response.into_parts();
+            let revision = head.headers.get(REVISION).and_then(|value| value.to_str().ok()?.parse().ok());
+            self.known.fetch_max(revision.unwrap_or(0), Ordering::Relaxed);
             let success = head.status.is_success();
             if success && call.streaming {
                 let code = exit_code(&head.headers);
@@ -608,7 +624,10 @@ impl Client {
             }
             let error = Error::of_answer(head.status.as_u16(), &body, exit_code(&head.headers));
             let no_server = head.headers.get(ROLE).is_some_and(|role| role == "agent");
-            Err(if no_server { Failed::unsent(error) } else { error.into() })
+            // Another server may have come further.
+            let behind =
+                head.status == StatusCode::SERVICE_UNAVAILABLE && revision.is_some_and(|it| it < asked);
+            Err(if no_server || behind { Failed::unsent(error) } else { error.into() })
         };
         match tokio::time::timeout(deadline, whole).await {
             Ok(reply) => reply,
@@ -625,6 +644,7 @@ impl Client {
         server: &Server,
         call: &Call,
         target: &Target,
+        asked: u64,
         perhaps_done: &mut bool,
     ) -> Result<(http::Response<Incoming>, Connection), Failed> {
         self.trace(|| format!("HTTP {} {}", call.method, target.url));
@@ -642,7 +662,7 @@ impl Client {
                 .await
                 .map_err(|reason| Failed::unsent(target.no_answer(reason)))?,
             };
-            match connection.send(self.request(&server.endpoint, call, target)?).await {
+            match connection.send(self.request(&server.endpoint, call, target, asked)?).await {
                 Ok(response) => {
                     self.trace(|| format!("HTTP {} {} {}", call.method, target.url, response.status()));
                     return Ok((response, connection));
@@ -663,6 +683,7 @@ impl Client {
         endpoint: &Endpoint,
         call: &Call,
         target: &Target,
+        asked: u64,
     ) -> Result<http::Request<Full<Bytes>>, Error> {
         let mut builder = http::Request::builder()
             .method(call.method.clone())
@@ -673,6 +694,9 @@ impl Client {
             && let Some(authorization) = self.options.tls.as_ref().and_then(Tls::authorization)
         {
             builder = builder.header(header::AUTHORIZATION, authorization);
+        }
+        if asked > 0 {
+            builder = builder.header(MIN_REVISION, asked);
         }
         if call.body.is_some() {
             builder = builder.header(header::CONTENT_TYPE, "application/json");

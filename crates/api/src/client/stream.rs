@@ -5,6 +5,7 @@ use crate::events::Event;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 use std::{collections::VecDeque, time::Duration};
 
 /// How long an event stream may be silent: the server sends a comment every 15 s.
@@ -86,11 +87,13 @@ impl JournalStream {
 pub struct EventStream {
     pieces: Pieces,
     parser: Parser,
+    /// The newest revision that the client was told of.
+    known: Arc<AtomicU64>,
 }
 
 impl EventStream {
-    pub(super) fn new(pieces: Pieces) -> Self {
-        EventStream { pieces, parser: Parser::default() }
+    pub(super) fn new(pieces: Pieces, known: Arc<AtomicU64>) -> Self {
+        EventStream { pieces, parser: Parser::default(), known }
     }
 
     /// The next event with its ID (the revision to go on from); `None` when the server ended the
@@ -98,6 +101,7 @@ impl EventStream {
     pub async fn next(&mut self) -> Result<Option<(String, Event)>, Error> {
         loop {
             while let Some(message) = self.parser.take() {
+                self.known.fetch_max(message.id.parse().unwrap_or(0), Ordering::Relaxed);
                 match serde_json::from_str(&message.data) {
                     Ok(event) => return Ok(Some((message.id, event))),
                     // A newer server may tell of things that this client does not know.

@@ -126,6 +126,16 @@ async fn dial(endpoint: &Endpoint, patience: Duration) -> Result<Box<dyn ByteStr
     }
 }
 
+/// Has the kernel ask a silent server whether it is there, so that one that is gone without a word is known to be after 11 s.
+fn find_out_when_gone(stream: &tokio::net::TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(5))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(2))?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    Ok(sockopt::set_tcp_user_timeout(stream, 11_000)?)
+}
+
 async fn dial_tcp(host: &str, port: u16) -> Result<Box<dyn ByteStream>, String> {
     let addresses = tokio::net::lookup_host((host, port))
         .await
@@ -136,6 +146,8 @@ async fn dial_tcp(host: &str, port: u16) -> Result<Box<dyn ByteStream>, String> 
             Ok(stream) => {
                 // Requests are small and answered one by one: waiting for more to send only delays.
                 let _ = stream.set_nodelay(true);
+                // A stream that is silent may be one whose server lost its power.
+                let _ = find_out_when_gone(&stream);
                 return Ok(Box::new(stream));
             }
             Err(error) => last = format!("dial tcp {address}: connect: {}", words(&error)),

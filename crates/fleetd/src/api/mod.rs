@@ -51,8 +51,8 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(15);
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// How long an answer may take that is not live.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a client that asks for a certain revision waits for it.
-const CATCH_UP: Duration = Duration::from_secs(5);
+/// How long a client that asks for a certain revision waits for it: less than clients wait for an answer.
+const CATCH_UP: Duration = Duration::from_secs(2);
 
 /// The header with the revision an answer stands for.
 const REVISION: &str = "fleet-revision";
@@ -206,7 +206,10 @@ impl<S: Store> Api<S> {
                 let applied = *self.server.hub().applied().borrow();
                 Err(failure(
                     StatusCode::SERVICE_UNAVAILABLE,
-                    &format!("this server is behind: it knows revision {applied}, not yet {asked}"),
+                    &format!(
+                        "this server is behind: it knows revision {applied} of the registry, not yet {asked}, which another told of; \
+                         try again"
+                    ),
                 ))
             }
         }

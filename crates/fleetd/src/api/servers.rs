@@ -6,17 +6,33 @@ use fleet_registry::{Store, StoreError};
 use hyper::StatusCode;
 
 impl<S: Store> Api<S> {
-    /// All servers that are there, as this one knows them, and the members of the registry.
+    /// All servers that are there, with what each says of itself, and the members of the registry.
     pub(super) async fn servers(&self) -> Answer {
-        let servers = self.server.servers().into_iter().map(|(id, record, leads)| types::Server {
-            address: record.address.unwrap_or_default(),
-            leader: leads,
-            machine_id: id.to_string(),
-            started: i64::try_from(record.started).unwrap_or(i64::MAX),
-            version: record.version,
+        let (mut standings, health) = tokio::join!(self.server.standings(), self.server.registry_health());
+        // What this server knows is as new as its answer.
+        let newest = standings.iter().filter_map(|(_, said)| Some(said.as_ref().ok()?.revision)).max();
+        let servers = self.server.servers().into_iter().map(|(id, record, leads)| {
+            let at = standings.iter().position(|(other, _)| *other == id);
+            let (standing, problem) = match at.map(|at| standings.swap_remove(at).1) {
+                Some(Ok(standing)) => (Some(standing), String::new()),
+                Some(Err(problem)) => (None, problem),
+                None => (None, "it has come just now".to_owned()),
+            };
+            let revision = standing.map(|standing| standing.revision);
+            types::Server {
+                address: record.address.unwrap_or_default(),
+                heard: standing.and_then(|standing| Some(standing.reached?.as_secs())),
+                lag: revision.and_then(|revision| Some(newest?.saturating_sub(revision))),
+                leader: leads,
+                machine_id: id.to_string(),
+                problem,
+                revision,
+                started: i64::try_from(record.started).unwrap_or(i64::MAX),
+                version: record.version,
+            }
         });
         let servers = servers.collect();
-        let registry = self.server.registry_health().await.into_iter().map(|part| types::RegistryMember {
+        let registry = health.into_iter().map(|part| types::RegistryMember {
             detail: part.detail,
             endpoint: part.endpoint,
             healthy: part.healthy,

@@ -158,7 +158,7 @@ impl<S: Store> Server<S> {
             let said = server.hub.said_since(known.as_ref()).await;
             let news = said.news_since(known.as_ref());
             // Who does not lead any more lets nothing know, and says so.
-            server.leads().then(|| (news, (server, Some(said))))
+            server.leads().then_some((news, (server, Some(said))))
         });
         Ok(news.boxed())
     }
