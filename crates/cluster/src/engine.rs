@@ -56,6 +56,8 @@ pub struct Policy {
     /// How long after a machine was seen to be gone a unit with OnIsolation=stop may be placed elsewhere. See
     /// [`fencing::margin`].
     pub margin: Time,
+    /// How often all units are looked at though nothing changed. Nothing needs that; without it they never are.
+    pub recheck: Option<Time>,
 }
 
 impl Policy {
@@ -69,6 +71,7 @@ impl Policy {
             pace_units: 10,
             pace_period: Time::from_secs(1),
             margin: fencing::margin(ttl),
+            recheck: None,
         }
     }
 }
@@ -117,6 +120,8 @@ pub struct Engine {
     first: bool,
     /// All units have to be looked at.
     fresh: bool,
+    /// When all were last.
+    looked_at_all: Time,
     losses: Losses,
     mass_loss: Option<MassLoss>,
     /// Units to look at, as they were noted.
@@ -185,6 +190,7 @@ impl Engine {
             now,
             first: true,
             fresh: true,
+            looked_at_all: now,
             losses: Losses::new(grace_until),
             mass_loss: None,
             marked: BTreeSet::new(),
@@ -269,6 +275,11 @@ impl Engine {
     /// Decides what there is to decide now, at most `limit` units. To be called again after the decisions are in the view.
     pub fn decide(&mut self, view: &View, now: Time, limit: usize) -> Vec<Decision> {
         self.now = now;
+        self.fresh |=
+            self.policy.recheck.is_some_and(|every| now >= self.looked_at_all.saturating_add(every));
+        if self.fresh {
+            self.looked_at_all = now;
+        }
         self.follow_changes(view);
         let marked = std::mem::take(&mut self.marked).into_iter();
         self.queue.append(&mut marked.map(|name| (rank(view, &name), name)).collect());
@@ -299,10 +310,11 @@ impl Engine {
         if work {
             return Some(self.now);
         }
+        let recheck = self.policy.recheck.map(|every| self.looked_at_all.saturating_add(every));
         let grace = (!self.deferred.is_empty()).then_some(self.grace_until);
         let isolated = self.isolated.values().min().copied();
         let paced = (!self.paced.is_empty()).then(|| self.losses.next_at(&self.policy, self.now));
-        [grace, isolated, paced].into_iter().flatten().min()
+        [recheck, grace, isolated, paced].into_iter().flatten().min()
     }
 
     /// From what was noted to the units that have to be looked at.

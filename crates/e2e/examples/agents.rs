@@ -189,7 +189,7 @@ async fn be_agent(mut end: AgentEnd, told: &mpsc::Sender<Told>, up: &mut Option<
                         }
                     }
                 }
-                Some(ToAgent::Request(_)) => {}
+                Some(ToAgent::Request(_) | ToAgent::Servers(_)) => {}
             },
             () = &mut pause => {
                 let (held, answer) = oneshot::channel();

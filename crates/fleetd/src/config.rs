@@ -132,8 +132,8 @@ pub struct Config {
     pub mass_loss_rate: (usize, Duration),
     /// What becomes of this machine's units when fleetd is told to stop.
     pub on_stop: OnStop,
-    /// How often the engine looks at everything, as a net below its work on changes.
-    pub engine_reconcile_interval: Duration,
+    /// How often the engine looks at everything, beside its work on changes; never when that is not set.
+    pub engine_reconcile_interval: Option<Duration>,
     /// The number of entries on a page of the API.
     pub token_limit: usize,
     /// Whether this machine's engine must never lead.
@@ -509,11 +509,8 @@ impl Options {
             mass_loss_fraction: self.read("mass_loss_fraction", (1, 3), fraction)?,
             mass_loss_rate: self.read("mass_loss_rate", (10, Duration::from_secs(1)), rate)?,
             on_stop: self.read("on_stop", OnStop::Keep, on_stop)?,
-            engine_reconcile_interval: self.read(
-                "engine_reconcile_interval",
-                Duration::from_secs(2),
-                seconds,
-            )?,
+            engine_reconcile_interval: self
+                .read("engine_reconcile_interval", None, |text| seconds(text).map(Some))?,
             token_limit: self.read("token_limit", 100, page_size)?,
             disable_engine: self.read("disable_engine", false, boolean)?,
             disable_watches: self.read("disable_watches", false, boolean)?,

@@ -175,7 +175,8 @@ async fn serve(
         Registry::Own(store) => daemon.be_server(config, store, false, listeners, sessions).await?,
         Registry::Etcd(store) => {
             let state_directory = config.state_directory.clone();
-            daemon.tasks.spawn(etcd::remember(store.clone(), state_directory, daemon.cancel.clone()));
+            let (prefix, cancel) = (config.etcd.key_prefix.clone(), daemon.cancel.clone());
+            daemon.tasks.spawn(etcd::remember(store.clone(), prefix, state_directory, cancel));
             daemon.tasks.spawn(etcd::tell(store.contact(), notifier.clone(), daemon.cancel.clone()));
             daemon.be_server(config, store, true, listeners, sessions).await?
         }
@@ -486,7 +487,8 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
 fn policy(config: &Config) -> Policy {
     let (pace_units, pace_period) = config.mass_loss_rate;
     let mass_loss = config.mass_loss_fraction;
-    Policy { mass_loss, pace_units, pace_period, ..Policy::for_ttl(config.agent_ttl) }
+    let recheck = config.engine_reconcile_interval;
+    Policy { mass_loss, pace_units, pace_period, recheck, ..Policy::for_ttl(config.agent_ttl) }
 }
 
 /// What a client may call this server by: agents and fleetctl do not look at it, curl and other clients do.

@@ -527,3 +527,29 @@ fn what_stood_on_a_decision_that_was_dropped_is_decided_anew() {
     assert_eq!(cluster.at("c.service"), None);
     check_rest(&cluster).unwrap();
 }
+
+#[test]
+fn all_is_looked_at_anew_now_and_then_where_that_is_asked_for() {
+    const EVERY: Time = Time::from_secs(2);
+    let policy = |recheck| Policy { recheck, ..Policy::for_ttl(GRACE) };
+    let view = View::default();
+    let rested = |recheck, at: Time| {
+        let mut engine = Engine::with_policy(at, Time::ZERO, policy(recheck));
+        assert!(engine.decide(&view, at, usize::MAX).is_empty());
+        engine
+    };
+    assert_eq!(rested(None, Time::ZERO).wake_at(), None, "nothing happens where nothing changes");
+    let mut engine = rested(Some(EVERY), EVERY * 5);
+    for round in 6..9 {
+        assert_eq!(engine.wake_at(), Some(EVERY * round));
+        assert!(engine.decide(&view, EVERY * round, usize::MAX).is_empty());
+    }
+    // What nobody has told it of is found.
+    let mut cluster = Cluster::with_machines([1]);
+    let mut engine = Engine::with_policy(cluster.now, Time::ZERO, policy(Some(EVERY)));
+    assert!(engine.decide(&cluster.view, cluster.now, usize::MAX).is_empty());
+    cluster.unit("a.service", "", DesiredState::Launched);
+    assert!(engine.decide(&cluster.view, cluster.now, usize::MAX).is_empty());
+    let decisions = engine.decide(&cluster.view, cluster.now + EVERY, usize::MAX);
+    assert_eq!(decisions.iter().map(|it| it.machine.as_ref()).collect::<Vec<_>>(), [Some(&id(1))]);
+}

@@ -60,7 +60,7 @@ fn defaults() {
             mass_loss_fraction: (1, 3),
             mass_loss_rate: (10, Duration::from_secs(1)),
             on_stop: OnStop::Keep,
-            engine_reconcile_interval: Duration::from_secs(2),
+            engine_reconcile_interval: None,
             token_limit: 100,
             disable_engine: false,
             disable_watches: false,
@@ -177,7 +177,10 @@ fn values_with_a_type() {
     assert_eq!(config("agent_ttl=1m30s").agent_ttl, Duration::from_secs(90));
     assert_eq!(config("on_stop=keep").on_stop, OnStop::Keep);
     assert_eq!(config("on_stop=\"purge\"").on_stop, OnStop::Purge);
-    assert_eq!(config("engine_reconcile_interval=0.5").engine_reconcile_interval, Duration::from_millis(500));
+    assert_eq!(
+        config("engine_reconcile_interval=0.5").engine_reconcile_interval,
+        Some(Duration::from_millis(500))
+    );
     assert_eq!(config("etcd_request_timeout=1.5").etcd.request_timeout, Duration::from_millis(1500));
     assert_eq!(config("etcd_request_timeout=250ms").etcd.request_timeout, Duration::from_millis(250));
     assert_eq!(config("verbosity=1").verbosity, 1);

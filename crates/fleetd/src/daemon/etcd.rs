@@ -7,6 +7,7 @@ use crate::notify::Notifier;
 use anyhow::{Context, Result};
 use fleet_registry::etcd::{Contact, Identity};
 use fleet_registry::{EtcdStore, StoreError};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::{fs, io, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
@@ -42,28 +43,47 @@ pub(super) fn open(config: &EtcdConfig, state_directory: &Path) -> Result<EtcdSt
             password,
             request_timeout: config.request_timeout,
         },
-        recall(state_directory)?,
+        recall(state_directory, &config.key_prefix)?,
     )?;
     Ok(store)
 }
 
-/// What was last known of the registry.
-fn recall(state_directory: &Path) -> Result<Option<Identity>> {
+/// What is kept of a registry: which it is, and below which prefix.
+#[derive(Serialize, Deserialize)]
+struct Remembered {
+    /// None in files of older versions.
+    #[serde(default)]
+    prefix: Option<String>,
+    #[serde(flatten)]
+    identity: Identity,
+}
+
+/// What was last known of the registry below a prefix. Another prefix is another registry, on purpose, and not one that was exchanged.
+fn recall(state_directory: &Path, prefix: &str) -> Result<Option<Identity>> {
     let path = state_directory.join(FILE);
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("unable to read {}", path.display())),
     };
-    let identity = serde_json::from_slice(&bytes).with_context(|| {
+    let remembered: Remembered = serde_json::from_slice(&bytes).with_context(|| {
         format!("{} can't be read; if etcd still has the registry it had, remove that file", path.display())
     })?;
-    Ok(Some(identity))
+    match remembered.prefix {
+        Some(before) if before != prefix => {
+            warn!(
+                "etcd_key_prefix is {prefix}, and was {before}: that is another registry; units that it does not know are stopped"
+            );
+            Ok(None)
+        }
+        _ => Ok(Some(remembered.identity)),
+    }
 }
 
 /// Keeps in a file which registry this is, as far as it is known, until cancelled.
 pub(super) async fn remember(
     store: EtcdStore,
+    prefix: String,
     state_directory: PathBuf,
     cancel: CancellationToken,
 ) -> Result<()> {
@@ -72,8 +92,10 @@ pub(super) async fn remember(
     let mut broken = false;
     loop {
         let identity = store.identity();
-        if identity.is_some() && identity != kept {
-            let text = serde_json::to_string(&identity).context("encoding what is known of the registry")?;
+        if let Some(known) = identity.clone().filter(|_| identity != kept) {
+            let remembered = Remembered { prefix: Some(prefix.clone()), identity: known };
+            let text =
+                serde_json::to_string(&remembered).context("encoding what is known of the registry")?;
             let directory = state_directory.clone();
             match tokio::task::spawn_blocking(move || write_file(&directory, FILE, &text)).await? {
                 Ok(()) => {
@@ -179,6 +201,26 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn another_prefix_is_another_registry() {
+        let directory = tempfile::tempdir().unwrap();
+        let recalled = |prefix| recall(directory.path(), prefix).unwrap().map(|known| known.revision);
+        assert_eq!(recalled("/a/"), None);
+        let identity = |more: &str| {
+            let text = format!(r#"{{{more}"registry":"r","etcd_cluster":"c","revision":7}}"#);
+            fs::write(directory.path().join(FILE), text).unwrap();
+        };
+        identity(r#""prefix":"/a/","#);
+        assert_eq!(recalled("/a/"), Some(7));
+        assert_eq!(recalled("/b/"), None);
+        // As the version before wrote it.
+        identity("");
+        assert_eq!(recalled("/b/"), Some(7));
+        fs::write(directory.path().join(FILE), "{").unwrap();
+        let error = format!("{:#}", recall(directory.path(), "/a/").unwrap_err());
+        assert!(error.contains("etcd.json can't be read; if etcd still has the registry it had"), "{error}");
     }
 
     #[tokio::test(start_paused = true)]

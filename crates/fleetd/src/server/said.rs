@@ -88,6 +88,15 @@ fn changed<'a, K: Ord, V: PartialEq>(
 impl<S: Store> Server<S> {
     /// Follows what the leader lets know, whenever another server leads, until cancelled.
     pub(super) async fn follow_leader(&self) -> anyhow::Result<()> {
+        // The way to others is found in good times: when the registry is away it is too late.
+        while let Err(error) = self.dialer().await {
+            debug!("no way to other servers yet: {error}");
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return Ok(()),
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
         let mut leader = self.peers.leader();
         loop {
             let other = async {
