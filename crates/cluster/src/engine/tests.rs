@@ -548,7 +548,7 @@ fn all_is_looked_at_anew_now_and_then_where_that_is_asked_for() {
     let mut cluster = Cluster::with_machines([1]);
     let mut engine = Engine::with_policy(cluster.now, Time::ZERO, policy(Some(EVERY)));
     assert!(engine.decide(&cluster.view, cluster.now, usize::MAX).is_empty());
-    cluster.unit("a.service", "", DesiredState::Launched);
+    cluster.start("a.service", "");
     assert!(engine.decide(&cluster.view, cluster.now, usize::MAX).is_empty());
     let decisions = engine.decide(&cluster.view, cluster.now + EVERY, usize::MAX);
     assert_eq!(decisions.iter().map(|it| it.machine.as_ref()).collect::<Vec<_>>(), [Some(&id(1))]);
