@@ -19,9 +19,8 @@
 //!
 //! # Who compacts
 //!
-//! etcd keeps every change until it is told not to, and by default nobody tells it. The leader runs
-//! [`EtcdStore::keep_compacted`]. Compaction is of the whole etcd; who shares one with others may want to leave it to etcd
-//! (`--auto-compaction-retention`).
+//! etcd keeps every change until it is told not to, and by default nobody tells it. The leader does, through [`Store::tidy`]. Compaction is of
+//! the whole etcd: others who use the same one see it, too.
 mod config;
 mod connection;
 mod convert;
@@ -43,7 +42,7 @@ use config::Settings;
 use convert::{of_etcd, to_etcd};
 use generated as pb;
 use members::{CallError, Effect, Members};
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 
 pub use config::{EtcdConfig, EtcdConfigError};
@@ -58,6 +57,8 @@ const PAGE: i64 = 500;
 const LARGEST_PAGE: i64 = 4000;
 /// Pages below this size, bytes, may be larger.
 const SMALL_PAGE: usize = 1 << 20;
+/// How long changes are kept for watches that were interrupted. Kubernetes, which many know, does the same.
+const RETENTION: Duration = Duration::from_secs(300);
 /// How often a list is begun anew that was overtaken by compactions.
 const LISTINGS: usize = 3;
 
@@ -189,7 +190,7 @@ impl EtcdStore {
 
     /// Compacts while it runs, for ever: changes are kept for `retention` at the least and twice that at the most.
     /// For one server at a time (more do no harm). Nothing is sent while nothing changes.
-    pub async fn keep_compacted(&self, retention: Duration) {
+    pub async fn keep_compacted(&self, retention: Duration) -> Infallible {
         let mut before = self.seen();
         let mut done = before;
         loop {
@@ -214,6 +215,10 @@ impl Store for EtcdStore {
 
     async fn health(&self) -> Vec<Health> {
         EtcdStore::health(self).await.iter().map(EndpointHealth::summary).collect()
+    }
+
+    async fn tidy(&self) -> Infallible {
+        self.keep_compacted(RETENTION).await
     }
 
     async fn range(&self, prefix: &str) -> Result<Snapshot, StoreError> {

@@ -1,5 +1,5 @@
 //! The contract every store keeps.
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
 pub use fleet_cluster::model::Revision;
 
@@ -263,6 +263,11 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// How the parts of the store are, for a store that has parts.
     fn health(&self) -> impl Future<Output = Vec<Health>> + Send {
         async { Vec::new() }
+    }
+    /// Forgets changes that nobody follows any more, again and again; for one server at a time. A store that keeps no more than it needs
+    /// has nothing to do.
+    fn tidy(&self) -> impl Future<Output = Infallible> + Send {
+        std::future::pending()
     }
     /// The changes after revision `after` of keys that begin with `prefix`. When they are no longer
     /// kept, or `after` has not been yet, this or the first [`next`](Watch::next) answers

@@ -130,6 +130,7 @@ impl<S: Store> Server<S> {
             },
             () = replaced => "its lease ended",
             () = self.keep(lease) => "its lease could not be renewed in time",
+            never = self.store.tidy() => match never {},
         };
         warn!("this server does not lead any more: {why}");
         self.unpublish();

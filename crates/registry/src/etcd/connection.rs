@@ -304,7 +304,10 @@ fn innermost(error: &(dyn Error + 'static)) -> String {
 fn explain(endpoint: &Endpoint, error: &io::Error) -> Obstacle {
     let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
         let problem = match error.kind() {
-            io::ErrorKind::UnexpectedEof => "it closed the connection during the TLS handshake".to_owned(),
+            // What a server does that does not expect TLS.
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                "it closed the connection during the TLS handshake; is its URL http://…?".to_owned()
+            }
             _ => error.to_string(),
         };
         return Obstacle::Unreachable(format!("{endpoint}: {problem}"));

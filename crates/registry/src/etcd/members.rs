@@ -354,8 +354,13 @@ impl Members {
         if let Some(token) = self.token(&connection).await? {
             connection.set_token(token);
         }
-        self.check_identity(&connection, seen).await?;
-        Ok(connection)
+        match self.check_identity(&connection, seen).await {
+            Ok(()) => Ok(connection),
+            Err(StoreError::Damaged(why)) if !why.contains(connection.endpoint()) => {
+                Err(StoreError::Damaged(format!("{}: {why}", connection.endpoint())))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// A token for the user, if there is one.
