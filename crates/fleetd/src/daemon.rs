@@ -8,6 +8,7 @@ use crate::agent::{Agent, Pulse};
 use crate::api::{self, Api, MAX_CONNECTIONS};
 use crate::config::{Command, Config, Flags, OnStop, RegistryCommand, environment};
 use crate::identity::{self, IdentityFiles};
+use crate::lock::{self, LockError};
 use crate::server::{MembershipError, Server, ServerConfig};
 use crate::{address, guard, listen, logging, notify::Notifier};
 use anyhow::{Context, bail};
@@ -17,6 +18,7 @@ use fleet_link::{AgentEnd, Hello, KeepAlive, ca, peer::PeerService, serve, serve
 use fleet_registry::{EmbeddedStore, EtcdStore, Store, embedded};
 use fleet_systemd::dbus::{Directories, SystemdHost};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::{io, sync::Arc, time::Duration};
 use tokio::net::TcpSocket;
@@ -146,6 +148,7 @@ async fn serve(
     } else {
         Registry::Etcd(etcd::open(&config.etcd, &config.state_directory)?)
     };
+    let _only_one = hold_units(&config.units_directory)?;
     let systemd = SystemdHost::connect(directories)
         .await
         .context("unable to reach systemd on this machine; is dbus running? (systemctl status dbus)")?;
@@ -165,6 +168,7 @@ async fn serve(
         agent_cancel: CancellationToken::new(),
         agent_ended: CancellationToken::new(),
         cancel: CancellationToken::new(),
+        exchanged: CancellationToken::new(),
         tasks: JoinSet::new(),
     };
     let pulse = agent.pulse();
@@ -183,6 +187,7 @@ async fn serve(
         Registry::Elsewhere => daemon.be_agent(config, listeners, sessions),
     };
 
+    let exchanged = daemon.exchanged.clone();
     let first = tokio::select! {
         ready = ready => match ready {
             Ok(status) => {
@@ -193,6 +198,8 @@ async fn serve(
             // Its sender is gone: the task that would have told ended.
             Err(_) => daemon.tasks.join_next().await,
         },
+        // The loop sees it, too.
+        () = exchanged.cancelled() => None,
         ended = daemon.tasks.join_next() => ended,
         _ = terminate.recv() => daemon.told_to_stop("SIGTERM", config.on_stop),
         _ = interrupt.recv() => daemon.told_to_stop("SIGINT", config.on_stop),
@@ -204,6 +211,11 @@ async fn serve(
                 ended = daemon.tasks.join_next() => break ended,
                 _ = terminate.recv() => break daemon.told_to_stop("SIGTERM", config.on_stop),
                 _ = interrupt.recv() => break daemon.told_to_stop("SIGINT", config.on_stop),
+                () = exchanged.cancelled() => {
+                    changed = Some(Box::new(config.clone()));
+                    info!("Beginning again with the registry as it is now; units go on until it says otherwise");
+                    break None;
+                }
                 _ = hang_up.recv() => {
                     changed = read_again(flags);
                     if changed.is_some() {
@@ -225,13 +237,29 @@ async fn serve(
 
     match changed {
         None => notifier.stopping("stopping"),
-        Some(_) => notifier.status("reading its configuration again"),
+        Some(_) => notifier.status("beginning again"),
     }
     daemon.end().await;
     if let Registry::Own(store) = registry {
         store.close().await;
     }
     outcome.map(|()| changed)
+}
+
+/// Takes the machine's units for this process. A second fleetd with another registry would take away what this one runs.
+fn hold_units(directory: &Path) -> anyhow::Result<OwnedFd> {
+    if let Some(parent) = directory.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("unable to make {}", parent.display()))?;
+    }
+    lock::beside(directory).map_err(|error| match error {
+        LockError::Held(_) => anyhow::anyhow!(
+            "another fleetd looks after the units in {}: stop that one first",
+            directory.display()
+        ),
+        LockError::System(step, errno) => {
+            anyhow::anyhow!("{}: unable to {step}: {errno}", directory.display())
+        }
+    })
 }
 
 /// Where the registry is.
@@ -254,6 +282,8 @@ struct Daemon {
     agent_cancel: CancellationToken,
     agent_ended: CancellationToken,
     cancel: CancellationToken,
+    /// Cancelled when another registry was accepted.
+    exchanged: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
 }
 
@@ -302,6 +332,7 @@ impl Daemon {
         if shared_registry {
             server.start_among_others(&mut self.tasks);
         }
+        self.exchanged = server.exchanged();
         self.tasks.spawn(own_session(server.clone(), self.hello.clone(), sessions, self.cancel.clone()));
         let page_size = u16::try_from(config.token_limit).unwrap_or(u16::MAX);
         let api = Arc::new(Api::new(server.clone(), page_size, self.cancel.clone()));

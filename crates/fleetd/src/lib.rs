@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod guard;
 pub mod identity;
 pub mod listen;
+mod lock;
 pub mod logging;
 pub mod metrics;
 pub mod notify;

@@ -6,15 +6,15 @@
 //! A socket of our own is replaced only when nobody answers on it, so that a second fleetd never takes the place
 //! of a running one; two that start at the same moment are kept apart by a lock that lives as long as the process.
 use crate::config::DEFAULT_API_SOCKET;
+use crate::lock::LockError;
 use listenfd::ListenFd;
 use rustix::{
     fd::OwnedFd,
-    fs::{FileType, FlockOperation, Gid, Mode, OFlags},
+    fs::{FileType, Gid, Mode},
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt},
 };
 use std::{
-    ffi::OsString,
     fs, io,
     net::SocketAddr,
     os::unix::fs::{MetadataExt, symlink},
@@ -175,22 +175,14 @@ fn bind(path: &Path, group: &Option<Gid>) -> Result<Sockets, ListenError> {
     Ok(Sockets { sockets: vec![Socket::Unix(socket.into())], file: Some(file), warnings })
 }
 
-/// Takes the lock beside a socket, which the kernel gives back when this process ends in whatever way.
+/// Takes the lock beside a socket.
 fn lock(path: &Path) -> Result<OwnedFd, ListenError> {
-    let mut name = OsString::from(path);
-    name.push(".lock");
-    let name = PathBuf::from(name);
-    let error = |step: &'static str| {
-        move |source: Errno| ListenError::System { path: path.to_owned(), step, source: source.into() }
-    };
-    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::open(&name, flags, Mode::from_raw_mode(0o600))
-        .map_err(error("open the lock file beside it"))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(ListenError::Running(format!("it holds the lock {}", name.display()))),
-        Err(e) => Err(error("lock the file beside it")(e)),
-    }
+    crate::lock::beside(path).map_err(|error| match error {
+        LockError::Held(name) => ListenError::Running(format!("it holds the lock {}", name.display())),
+        LockError::System(step, errno) => {
+            ListenError::System { path: path.to_owned(), step, source: errno.into() }
+        }
+    })
 }
 
 /// Removes a socket that nobody listens on any more.

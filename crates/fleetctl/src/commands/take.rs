@@ -129,21 +129,25 @@ pub(crate) async fn destroy(context: &Context, take: Take) -> Result<i32> {
         Ok(units) => units,
         Err(code) => return Ok(code),
     };
-    if units.is_empty() {
-        eprintln!("Units not found in registry");
-        return Ok(0);
-    }
     let mut code = 0;
     let mut destroyed = Vec::new();
-    let deletions = units.iter().map(|unit| context.client.delete_unit(&unit.name));
+    // Also those that are not shown: a record that the server can't read, or has not seen yet, is there to be destroyed.
+    let names = names(&take.units);
+    let deletions = names.iter().map(|name| context.client.delete_unit(name));
     let mut deletions = stream::iter(deletions).buffered(AT_ONCE);
-    for unit in &units {
+    for name in &names {
         match deletions.next().await {
-            Some(Ok(true)) => destroyed.push(unit.name.clone()),
-            // Someone else was faster.
+            Some(Ok(true)) => destroyed.push(name.clone()),
+            // It was not there, or someone else was faster.
             Some(Ok(false)) | None => {}
+            // No unit can have that name.
+            Some(Err(error)) if error.code() == Some(400) && units.iter().all(|unit| unit.name != *name) => {}
             Some(Err(error)) => code = context.fail("Error destroying units: ", &error, ""),
         }
+    }
+    if units.is_empty() && destroyed.is_empty() && code == 0 {
+        eprintln!("Units not found in registry");
+        return Ok(0);
     }
     drop(deletions);
     let mut missing: Vec<&String> = Vec::new();

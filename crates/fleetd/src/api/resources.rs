@@ -22,8 +22,16 @@ impl<S: Store> Api<S> {
     pub(super) async fn dispatch(&self, request: Request<Incoming>, remote: Option<&Remote>) -> Answer {
         let route = route::route(request.method(), request.uri().path());
         let query = route::query(request.uri().query());
-        let needs_view =
-            remote.is_some() || !matches!(route, Route::Discovery | Route::Metrics | Route::Refused(..));
+        // A registry that is refused is not read before it is accepted.
+        let needs_view = remote.is_some()
+            || !matches!(
+                route,
+                Route::Discovery
+                    | Route::Metrics
+                    | Route::AcceptRegistry
+                    | Route::Servers
+                    | Route::Refused(..)
+            );
         // The first request after socket activation may be here before the registry is read.
         if needs_view && timeout(START_DEADLINE, self.server.hub().reached(1)).await.is_err() {
             return failure(StatusCode::SERVICE_UNAVAILABLE, "fleet server has not read its registry yet");

@@ -78,7 +78,10 @@ impl<S: Store> Server<S> {
                         readable.push(&event.key);
                         changes.extend(change);
                     }
-                    Err(broken) => report(&broken),
+                    Err(broken) => {
+                        report(&broken);
+                        self.hub.set_outdated(&broken);
+                    }
                 }
             }
             self.hub.apply(changes, batch.revision);

@@ -128,6 +128,8 @@ pub struct Hub {
     own_changed: Notify,
     /// What another server, which leads, lets know. Apart from the other, so that neither takes back what it has not said.
     heard: Mutex<Said>,
+    /// Records whose newest version can't be read, while the view has an older one.
+    outdated: Mutex<BTreeMap<Arc<str>, String>>,
 }
 
 impl Hub {
@@ -143,6 +145,7 @@ impl Hub {
             own: Mutex::default(),
             own_changed: Notify::new(),
             heard: Mutex::default(),
+            outdated: Mutex::default(),
         }
     }
 
@@ -150,11 +153,18 @@ impl Hub {
     pub(super) fn set_unreadable(&self, broken: &[RecordError]) {
         let broken = broken.iter().map(|error| (error.key.as_str().into(), error.reason.clone()));
         *lock(&self.unreadable) = broken.collect();
+        lock(&self.outdated).clear();
+    }
+
+    /// A record was written that can't be read. What the view has of it stays, but is no ground to change it from.
+    pub(super) fn set_outdated(&self, broken: &RecordError) {
+        lock(&self.outdated).insert(broken.key.as_str().into(), broken.reason.clone());
     }
 
     /// A record was written that can be read, or is gone, and the view has that: every agent that was told to leave the unit
     /// alone is to be told anew.
     pub(super) fn set_readable(&self, key: &str) {
+        lock(&self.outdated).remove(key);
         if lock(&self.unreadable).remove(key).is_none() {
             return;
         }
@@ -173,15 +183,19 @@ impl Hub {
         [unit_key(name), schedule_key(name)].iter().find_map(|key| unreadable.get(key.as_str()).cloned())
     }
 
+    /// Why a unit can't be changed, if one of its records can't be read as it is now.
+    pub(super) fn unchangeable(&self, name: &UnitName) -> Option<String> {
+        let outdated = lock(&self.outdated);
+        let reason =
+            [unit_key(name), schedule_key(name)].iter().find_map(|key| outdated.get(key.as_str()).cloned());
+        drop(outdated);
+        reason.or_else(|| self.unreadable(name))
+    }
+
     /// All units of which a record can't be read.
     pub(super) fn all_unreadable(&self) -> BTreeSet<UnitName> {
         let unreadable = lock(&self.unreadable);
         unreadable.keys().filter_map(|key| unit_of(key)).collect()
-    }
-
-    /// Lets the next snapshot be of an earlier revision.
-    pub(super) fn rewind(&self) {
-        self.applied.send_replace(0);
     }
 
     /// The view, for reading. The guard must not be held across an await.

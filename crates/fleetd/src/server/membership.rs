@@ -237,16 +237,19 @@ impl<S: Store> Server<S> {
                 put(removed_key(id), &removed)?,
             ],
         };
-        let presence = self.store.get(&presence_key(id)).await?.filter(|_| self.may_end_presence(id));
+        let presence = self.store.get(&presence_key(id)).await?;
         let mut farewell = None;
         if let Some(presence) = presence {
-            // As a machine leaves: first it is said, then the presence ends.
-            let lease = self.store.grant(self.config.agent_ttl).await?;
-            let record = PresenceRecord { leaving: true, ..read(&presence)? };
-            txn.compares.push(Compare { key: presence_key(id), revision: presence.revision });
-            txn.ops.push(put_presence(id, &record, lease));
-            txn.ops.push(Op::Delete { key: states_key(id) });
-            farewell = Some(lease);
+            let record: PresenceRecord = read(&presence)?;
+            if self.may_end_presence(id, record.server.as_ref()) {
+                // As a machine leaves: first it is said, then the presence ends.
+                let lease = self.store.grant(self.config.agent_ttl).await?;
+                let record = PresenceRecord { leaving: true, ..record };
+                txn.compares.push(Compare { key: presence_key(id), revision: presence.revision });
+                txn.ops.push(put_presence(id, &record, lease));
+                txn.ops.push(Op::Delete { key: states_key(id) });
+                farewell = Some(lease);
+            }
         }
         let committed = self.store.commit(txn).await;
         if let Some(lease) = farewell {
@@ -275,9 +278,12 @@ impl<S: Store> Server<S> {
 
     /// Whether the presence of a machine that is removed ends with that, and does not run out. Not while it has a session, in which it
     /// lets go of its units first. Nor when it may run a unit that must not run twice: that stops before the presence has run out.
-    fn may_end_presence(&self, id: &MachineId) -> bool {
-        // Another server may have it.
-        if self.config.shared_registry || self.is_connected(id) {
+    /// `server` has written the presence.
+    fn may_end_presence(&self, id: &MachineId, server: Option<&MachineId>) -> bool {
+        // Another server that is there may have its session.
+        let elsewhere = self.config.shared_registry
+            && server.is_none_or(|it| *it != self.config.machine && self.peers.servers().contains_key(it));
+        if elsewhere || self.is_connected(id) {
             return false;
         }
         let view = self.hub.view();

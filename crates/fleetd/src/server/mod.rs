@@ -74,6 +74,8 @@ pub struct Server<S: Store> {
     dialer: Arc<OnceCell<PeerDialer>>,
     metrics: Arc<Metrics>,
     started: Instant,
+    /// Cancelled when another registry was accepted.
+    exchanged: CancellationToken,
     cancel: CancellationToken,
 }
 
@@ -90,6 +92,7 @@ impl<S: Store> Clone for Server<S> {
             dialer: self.dialer.clone(),
             metrics: self.metrics.clone(),
             started: self.started,
+            exchanged: self.exchanged.clone(),
             cancel: self.cancel.clone(),
         }
     }
@@ -110,6 +113,7 @@ impl<S: Store> Server<S> {
             dialer: Arc::default(),
             metrics: Arc::default(),
             started: Instant::now(),
+            exchanged: CancellationToken::new(),
             cancel,
         }
     }
@@ -149,12 +153,18 @@ impl<S: Store> Server<S> {
         self.store.health().await
     }
 
-    /// Takes the registry that is there now for the right one. What the view knew may go back with it.
+    /// Takes the registry that is there now for the right one.
     pub async fn accept_registry(&self) -> Result<(), StoreError> {
         self.store.accept().await?;
         warn!("the registry as it is now was accepted");
-        self.hub.rewind();
+        self.exchanged.cancel();
         Ok(())
+    }
+
+    /// Cancelled when another registry was accepted: its CA, its members and its users are not those that this server knows and has
+    /// sessions with, so it has to begin again.
+    pub fn exchanged(&self) -> CancellationToken {
+        self.exchanged.clone()
     }
 
     /// What it counts.

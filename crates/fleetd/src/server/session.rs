@@ -120,7 +120,16 @@ impl<S: Store> Server<S> {
             ended = async {
                 // From here on a removal cancels `removed`. One between the admission and here did not; and who has let go of its
                 // units meanwhile is not to come back.
-                let removed = self.is_removed(&id).await?;
+                let removed = loop {
+                    match self.is_removed(&id).await {
+                        // An agent elsewhere can ask another server; our own waits for the registry with us.
+                        Err(error) if end.peer.is_none() => {
+                            self.trouble("beginning the session with this machine's agent", &error);
+                            tokio::time::sleep(RETRY).await;
+                        }
+                        removed => break removed?,
+                    }
+                };
                 if end.peer.is_some() && !removed && !self.is_member(&id).await? {
                     bail!("it was removed from the cluster meanwhile");
                 }

@@ -100,7 +100,7 @@ impl<S: Store> Server<S> {
         file: Option<UnitFile>,
         desired: Option<DesiredState>,
     ) -> Result<Put, WriteError> {
-        if let Some(reason) = self.hub.unreadable(name) {
+        if let Some(reason) = self.hub.unchangeable(name) {
             return Err(WriteError::Unreadable(reason));
         }
         for _ in 0..ATTEMPTS {
@@ -145,7 +145,7 @@ impl<S: Store> Server<S> {
     /// Destroys a unit: its record and its place go at once; its machine stops it and takes it away.
     pub async fn delete_unit(&self, name: &UnitName) -> Result<(), WriteError> {
         for _ in 0..ATTEMPTS {
-            let known = if self.hub.unreadable(name).is_some() {
+            let known = if self.hub.unchangeable(name).is_some() {
                 Some((self.stored(&unit_key(name)).await?, self.stored(&schedule_key(name)).await?))
             } else {
                 let view = self.hub.view();
