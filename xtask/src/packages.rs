@@ -20,6 +20,7 @@ const PACKAGES: &[&str] = &[
     "docker.io",
     "etcd-server",
     "iproute2",
+    "iptables",
     "openssh-client",
     "openssh-server",
     "polkitd",

@@ -1,14 +1,16 @@
 //! Clusters whose registry is in etcd: where the end-to-end tests keep it, and an etcd with members in the hosts themselves.
 
 use crate::{Fleet, PATIENCE, until};
-use anyhow::{Context, Result, bail, ensure};
-use fleet_testbed::{Cluster, Etcd, EtcdOptions, Host, Options, bin_dir, etcd_call};
+use anyhow::{Context, Result, bail};
+use fleet_testbed::{Cluster, Etcd, EtcdOptions, Host, Options, bin_dir, etcd_call, etcd_follow};
 use serde_json::{Value, json};
 
 /// The variable that says in which layout clusters of tests come up.
 const LAYOUT: &str = "FLEET_E2E_LAYOUT";
 /// Where a host keeps what its layout says, so that tests may write fleet.conf anew.
 const DROP_IN: &str = "/etc/systemd/system/fleetd.service.d/layout.conf";
+/// What the keys of fleet's registry begin with.
+pub(crate) const ENTRIES: &str = "/_coreos.com/fleet/v3/entries/";
 /// How Debian's etcd.service is configured.
 const ETCD_ENVIRONMENT: &str = "/etc/default/etcd";
 /// Where it keeps its data.
@@ -226,6 +228,28 @@ impl Members<'_> {
             .map(drop)
     }
 
+    /// Cuts a member off from the others and from everybody who uses it, and nothing else on its machine.
+    pub fn cut(&self, member: usize) -> Result<()> {
+        self.firewall(member, "-I")
+    }
+
+    /// Lets a member that was cut off back in.
+    pub fn join(&self, member: usize) -> Result<()> {
+        self.firewall(member, "-D")
+    }
+
+    fn firewall(&self, member: usize, what: &str) -> Result<()> {
+        // Its own ports, and what it asks of the others; not what its machine's fleetd asks of the others.
+        let rules = [
+            "INPUT -p tcp --dport 2379:2380",
+            "OUTPUT -p tcp --sport 2379:2380",
+            "OUTPUT -p tcp --dport 2380",
+            "INPUT -p tcp --sport 2380",
+        ];
+        let rules = rules.map(|rule| format!("iptables {what} {rule} -j DROP"));
+        self.hosts[member].sh(&rules.join(" && "))?.ok().map(drop)
+    }
+
     /// Kills members, and waits until they are gone.
     pub fn kill(&self, members: &[usize]) -> Result<()> {
         members.iter().try_for_each(|member| self.signal(*member, "KILL"))?;
@@ -276,6 +300,27 @@ impl Members<'_> {
         etcd_call(self.hosts[member].ip().parse()?, path, body, None, PATIENCE)
     }
 
+    /// The same for a call that is answered by a stream; `each` says whether it wants more.
+    pub fn follow(
+        &self,
+        member: usize,
+        path: &str,
+        body: &Value,
+        each: impl FnMut(&Value) -> Result<bool>,
+    ) -> Result<()> {
+        etcd_follow(self.hosts[member].ip().parse()?, path, body, PATIENCE, each)
+    }
+
+    /// The record under a key of fleet's registry, and the revision at which it was written.
+    pub fn get(&self, member: usize, key: &str) -> Result<Option<(Value, String)>> {
+        let answer =
+            self.call(member, "kv/range", &json!({"key": base64(format!("{ENTRIES}{key}").as_bytes())}))?;
+        let Some(kv) = answer["kvs"].get(0) else { return Ok(None) };
+        let text = from_base64(kv["value"].as_str().unwrap_or_default())?;
+        let record = serde_json::from_slice(&text).with_context(|| format!("{key}: {answer}"))?;
+        Ok(Some((record, kv["mod_revision"].as_str().unwrap_or_default().to_owned())))
+    }
+
     /// The member that leads the others.
     pub fn leader(&self) -> Result<usize> {
         let mut leader = None;
@@ -292,12 +337,11 @@ impl Members<'_> {
         leader.context("a leader")
     }
 
-    /// Fails unless a value is under a key of fleet's; puts it there as somebody with etcdctl would.
+    /// Puts a value under a key of fleet's registry, as somebody with etcdctl would.
     pub fn put_by_hand(&self, key: &str, value: &str) -> Result<()> {
+        let key = format!("{ENTRIES}{key}");
         let body = json!({"key": base64(key.as_bytes()), "value": base64(value.as_bytes())});
-        let answer = self.call(0, "kv/put", &body)?;
-        ensure!(answer["header"].is_object(), "{answer}");
-        Ok(())
+        self.call(0, "kv/put", &body).map(drop)
     }
 }
 

@@ -4,11 +4,13 @@
 mod etcd;
 pub mod history;
 mod http;
+mod ledger;
 mod running;
 pub mod torture;
 
 pub use etcd::{Layout, Members, base64, from_base64};
 pub use http::{Answer, Http};
+pub use ledger::{Change, Command, Ledger, unit_says};
 pub use running::{RECORDED, Run, Running};
 
 use anyhow::{Context, Result, bail};
@@ -34,6 +36,7 @@ impl Fleet {
     pub fn up(name: &str) -> Result<Fleet> {
         let fleet = Fleet::installed(name)?;
         fleet.host().start_fleet()?;
+        until("the machine is there", || Ok(fleet.machines()? == 1))?;
         Ok(fleet)
     }
 
@@ -44,6 +47,11 @@ impl Fleet {
             etcd::serve_from(fleet.host(), etcd)?;
         }
         Ok(fleet)
+    }
+
+    /// The same with the registry that fleetd keeps itself, for tests that are about that.
+    pub fn installed_embedded(name: &str) -> Result<Fleet> {
+        Fleet::boot(Layout::Embedded, name, 1)
     }
 
     /// Boots hosts for a layout, with fleet installed.

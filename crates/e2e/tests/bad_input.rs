@@ -125,7 +125,8 @@ fn names_that_the_machine_has_already() -> Result<()> {
 
 #[test]
 fn fleetd_that_cannot_start_says_why() -> Result<()> {
-    let fleet = Fleet::up("cannot")?;
+    let fleet = Fleet::installed_embedded("cannot")?;
+    fleet.host().start_fleet()?;
     let refuse = |script: &str, message: &str| -> Result<()> {
         let out = fleet.host().sh(script)?;
         assert!(!out.success(), "{script}: {}", out.stderr);
@@ -175,7 +176,7 @@ fn fleetd_that_cannot_start_says_why() -> Result<()> {
 
 #[test]
 fn full_disks_while_running() -> Result<()> {
-    let fleet = Fleet::installed("full")?;
+    let fleet = Fleet::installed_embedded("full")?;
     fleet.host().sh("mkdir -p /var/lib/fleet && mount -t tmpfs -o size=4m tmpfs /var/lib/fleet")?.ok()?;
     fleet.host().start_fleet()?;
     fleet.start("run.service", SLEEP)?;

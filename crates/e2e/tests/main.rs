@@ -11,6 +11,7 @@ mod disturbance;
 mod documentation;
 mod durability;
 mod etcd;
+mod faults;
 mod history;
 mod isolation;
 mod leaving;

@@ -271,12 +271,41 @@ pub fn etcd_call(
     serde_json::from_str(&text).with_context(|| format!("etcd answered {path} with {text}"))
 }
 
-fn http(address: Ipv4Addr, request: &str, deadline: Duration) -> Result<String> {
+/// The same for a call that is answered by a stream, such as a watch: `each` is given every answer, and says whether it wants more. No answer
+/// may take longer than the deadline.
+pub fn etcd_follow(
+    address: Ipv4Addr,
+    path: &str,
+    body: &Value,
+    deadline: Duration,
+    mut each: impl FnMut(&Value) -> Result<bool>,
+) -> Result<()> {
+    let body = body.to_string();
+    let request = format!("POST /v3/{path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let mut answers = send(address, &request, deadline)?.lines();
+    let status = answers.next().context("an answer of HTTP")??;
+    ensure!(status.split(' ').nth(1) == Some("200"), "etcd answers {path} with {status}");
+    for line in answers.skip_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty())).skip(1) {
+        let line = line?;
+        let answer =
+            serde_json::from_str(&line).with_context(|| format!("etcd answered {path} with {line}"))?;
+        if !each(&answer)? {
+            return Ok(());
+        }
+    }
+    bail!("etcd ended its answer to {path}")
+}
+
+fn send(address: Ipv4Addr, request: &str, deadline: Duration) -> Result<BufReader<TcpStream>> {
     let mut stream = TcpStream::connect_timeout(&(address, 2379).into(), deadline)?;
     stream.set_read_timeout(Some(deadline))?;
     stream.write_all(request.as_bytes())?;
+    Ok(BufReader::new(stream))
+}
+
+fn http(address: Ipv4Addr, request: &str, deadline: Duration) -> Result<String> {
     let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    send(address, request, deadline)?.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("an answer of HTTP")?;
     ensure!(head.split(' ').nth(1) == Some("200"), "etcd answers {answer}");
     Ok(body.to_owned())

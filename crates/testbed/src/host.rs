@@ -286,11 +286,22 @@ impl Host {
         self.run(["tc", "qdisc", "replace", "dev", "host0", "root", "pfifo", "limit", "0"])?.ok().map(drop)
     }
 
-    /// Plugs the network cable in again, in whatever way it was cut.
+    /// Makes the way to the host slow, such as `400kbit` a second: what has to wait is late, or is lost.
+    pub fn slow_down(&self, rate: &str) -> Result<()> {
+        let veth = self.veth()?;
+        let argv = [
+            "tc", "qdisc", "replace", "dev", &veth, "root", "tbf", "rate", rate, "burst", "4kb", "latency",
+            "500ms",
+        ];
+        outer(&argv).map(drop)
+    }
+
+    /// Plugs the network cable in again, in whatever way it was cut or made slow.
     pub fn join(&self) -> Result<()> {
         let veth = self.veth()?;
         // A queue that takes nothing is how one way is cut; the default one is not shown with that limit.
-        if outer(&["tc", "qdisc", "show", "dev", &veth, "root"])?.contains("limit 0p") {
+        let queue = outer(&["tc", "qdisc", "show", "dev", &veth, "root"])?;
+        if queue.contains("limit 0p") || queue.contains("qdisc tbf") {
             outer(&["tc", "qdisc", "del", "dev", &veth, "root"])?;
         }
         if self.run(["tc", "qdisc", "show", "dev", "host0", "root"])?.ok()?.stdout.contains("limit 0p") {

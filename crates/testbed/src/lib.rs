@@ -50,7 +50,7 @@ mod state;
 pub use cluster::{Cluster, Options, list};
 pub use command::{Command, DEFAULT_DEADLINE, Output, Running};
 pub use docker::Mirror;
-pub use etcd::{Etcd, EtcdOptions, EtcdTls, etcd_call};
+pub use etcd::{Etcd, EtcdOptions, EtcdTls, etcd_call, etcd_follow};
 pub use fleet::{bin_dir, install, packaging_dir};
 pub use host::Host;
 pub use prerequisites::check as check_prerequisites;

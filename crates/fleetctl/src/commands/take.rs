@@ -131,8 +131,13 @@ pub(crate) async fn destroy(context: &Context, take: Take) -> Result<i32> {
     };
     let mut code = 0;
     let mut destroyed = Vec::new();
-    // Also those that are not shown: a record that the server can't read, or has not seen yet, is there to be destroyed.
-    let names = names(&take.units);
+    // Also those that are not shown: a record that the server can't read, or has not seen yet, is there to be destroyed. A fleetd 1.0
+    // has no such, and says of all that they are destroyed.
+    let mut names = names(&take.units);
+    let shown = |name: &String| units.iter().any(|unit| unit.name == *name);
+    if !names.iter().all(shown) && context.client.notices().await.is_err() {
+        names.retain(shown);
+    }
     let deletions = names.iter().map(|name| context.client.delete_unit(name));
     let mut deletions = stream::iter(deletions).buffered(AT_ONCE);
     for name in &names {
@@ -141,7 +146,7 @@ pub(crate) async fn destroy(context: &Context, take: Take) -> Result<i32> {
             // It was not there, or someone else was faster.
             Some(Ok(false)) | None => {}
             // No unit can have that name.
-            Some(Err(error)) if error.code() == Some(400) && units.iter().all(|unit| unit.name != *name) => {}
+            Some(Err(error)) if error.code() == Some(400) && !shown(name) => {}
             Some(Err(error)) => code = context.fail("Error destroying units: ", &error, ""),
         }
     }
