@@ -23,6 +23,61 @@ pub struct Unit {
     pub options: Vec<UnitOption>,
 }
 
+/// Ours: one of many changes of units; `POST unit-changes`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[allow(missing_docs)]
+pub struct UnitChange {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub desired_state: String,
+    /// The unit is destroyed; all else but the name has no meaning then.
+    #[serde(skip_serializing_if = "is_not_set")]
+    pub destroy: bool,
+    /// The file's text, byte for byte, where it is new or to be replaced.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub file: String,
+    pub name: String,
+}
+
+/// Ours: `POST unit-changes`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct UnitChangeList {
+    pub changes: Vec<UnitChange>,
+}
+
+/// Ours: what came of one change: what a request for this unit alone would have been answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnitChangeOutcome {
+    /// The HTTP status code: 201 when a unit was made or its file replaced, 204 when something else was done.
+    pub code: u16,
+    /// Why it was refused.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// Ours: the answer to `POST unit-changes`, in the order of the changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct UnitChangeOutcomes {
+    pub outcomes: Vec<UnitChangeOutcome>,
+}
+
+/// Ours: what an import of the registry did; `POST registry/import`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RegistryImport {
+    /// How many records were written, or removed.
+    pub changed: u64,
+    /// How many records there are.
+    pub records: u64,
+}
+
+/// The most changes that one request may have.
+pub const MOST_CHANGES: usize = 1000;
+
 /// An option of a unit file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -171,7 +171,7 @@ pub(crate) enum Command {
     Machine(Machine),
     /// List the servers of the cluster, which of them leads, and how their registry is
     Servers(Servers),
-    /// Tend the registry that several servers share
+    /// Export and import the registry, and accept one in etcd that was exchanged
     #[command(subcommand)]
     Registry(Registry),
     /// Make, list, change and remove the users who may use the API over https
@@ -230,6 +230,36 @@ pub(crate) enum Registry {
         units that it does not know are stopped."
     )]
     Accept(AcceptRegistry),
+    /// Write all that lasts in the registry to a file: a backup
+    #[command(
+        long_about = "Write all that lasts in the registry to a file: a backup, and the way from one registry to another.\n\n\
+        Units, desired states and places, what was said of machines, members, users, join tokens, and the cluster's CA with its key: \
+        whoever reads the file has the cluster. Only its owner can read it. Takes the role admin."
+    )]
+    Export(ExportRegistry),
+    /// Make an empty registry what a file says that was exported
+    #[command(long_about = "Make the registry what a file says that was exported.\n\n\
+        The registry has to be empty, or what the file says already. An import that was cut off is completed by repeating it; until \
+        then nothing is decided, and no machine is told anything. Then all servers begin anew. Takes the role admin. On a server that \
+        is stopped: fleetd registry import.")]
+    Import(ImportRegistry),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExportRegistry {
+    /// The file, or - for standard output
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ImportRegistry {
+    /// The file, or - for standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Take away what the registry has and the file does not say: units that it does not know are stopped
+    #[arg(long)]
+    pub(crate) replace: bool,
 }
 
 #[derive(Args, Debug)]

@@ -22,7 +22,9 @@ use argv::Invocation;
 use clap::Parser;
 use cli::{Cli, Command, Format};
 use commands::bring::{self, Bring};
-use commands::{explain, forward, join_token, journal, list, machine, servers, show, status, take, user};
+use commands::{
+    explain, forward, join_token, journal, list, machine, registry, servers, show, status, take, user,
+};
 use context::{Context, MISUSE};
 use source::Verb;
 use std::process::ExitCode;
@@ -147,7 +149,7 @@ async fn with_cluster(cli: Cli) -> anyhow::Result<i32> {
         Command::Explain(args) => explain::run(context, &args.units).await,
         Command::JoinToken(command) => join_token::run(context, command).await,
         Command::Servers(args) => servers::run(context, &args).await,
-        Command::Registry(command) => servers::registry(context, command).await,
+        Command::Registry(command) => registry::run(context, command).await,
         Command::Machine(command) => machine::run(context, command).await,
         Command::User(command) => user::run(context, command).await,
         Command::Verify(_) => Ok(show::verify()),

@@ -112,4 +112,17 @@ fn a_unit_s_life() {
     assert_eq!(run(&["destroy", "a", "nonsuch"]), ("Destroyed a.service\n".into(), String::new(), 0));
     assert_eq!(run(&["destroy", "a"]), (String::new(), "Units not found in registry\n".into(), 0));
     assert_eq!(run(&["start"]), (String::new(), "No units given\n".into(), 2));
+    // Of several it is asked one by one.
+    for name in ["b", "c"] {
+        let file = server.directory().join(format!("{name}.service"));
+        std::fs::write(file, "[Service]\nExecStart=/bin/true\n").unwrap();
+    }
+    let both = "Unit b.service inactive\nUnit c.service inactive\n";
+    assert_eq!(run(&["submit", "b", "c"]), (both.into(), String::new(), 0));
+    let (_, err, code) = run(&["unload", "b", "c"]);
+    assert_eq!((err.as_str(), code), ("Successfully unloaded units [].\n", 0));
+    let (out, err, code) = run(&["start", "b", "c"]);
+    assert_eq!((out.lines().count(), err.as_str(), code), (2, "", 0), "{out}");
+    let both = "Destroyed b.service\nDestroyed c.service\n";
+    assert_eq!(run(&["destroy", "b", "c"]), (both.into(), String::new(), 0));
 }

@@ -3,10 +3,12 @@
 
 mod etcd;
 mod known_servers;
+mod moved;
+mod tend;
 
 use crate::agent::{Agent, Pulse};
 use crate::api::{self, Api, MAX_CONNECTIONS};
-use crate::config::{Command, Config, Flags, OnStop, RegistryCommand, environment};
+use crate::config::{Command, Config, Flags, OnStop, environment};
 use crate::identity::{self, IdentityFiles};
 use crate::lock::{self, LockError};
 use crate::server::{MembershipError, Server, ServerConfig};
@@ -15,11 +17,11 @@ use anyhow::{Context, bail};
 use fleet_cluster::{engine::Policy, model::Machine};
 use fleet_link::dial::{Address, Dialer};
 use fleet_link::{AgentEnd, Hello, KeepAlive, ca, peer::PeerService, serve, serve::Guests};
-use fleet_registry::{EmbeddedStore, EtcdStore, Store, embedded};
+use fleet_registry::{EmbeddedStore, EtcdStore, Store};
 use fleet_systemd::dbus::{Directories, SystemdHost};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::{io, sync::Arc, time::Duration};
 use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,7 +50,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     }
     let (config, warnings) = Config::load(flags)?;
     if let Some(Command::Registry(command)) = &flags.command {
-        return tend_registry(command, &config.state_directory);
+        return tend::run(command, &config);
     }
     let environment = environment()?;
     let log = logging::start(config.verbosity, &environment)?;
@@ -144,9 +146,16 @@ async fn serve(
     let registry = if !config.join.is_empty() {
         Registry::Elsewhere
     } else if config.embedded_registry() {
+        moved::check_own(&config.state_directory)?;
         Registry::Own(EmbeddedStore::open(&config.state_directory)?)
     } else {
-        Registry::Etcd(etcd::open(&config.etcd, &config.state_directory)?)
+        let store = etcd::open(&config.etcd, &config.state_directory)?;
+        tokio::select! {
+            checked = moved::check_etcd(&store, &config.state_directory) => checked?,
+            _ = terminate.recv() => return Ok(None),
+            _ = interrupt.recv() => return Ok(None),
+        }
+        Registry::Etcd(store)
     };
     let _only_one = hold_units(&config.units_directory)?;
     let systemd = SystemdHost::connect(directories)
@@ -282,7 +291,7 @@ struct Daemon {
     agent_cancel: CancellationToken,
     agent_ended: CancellationToken,
     cancel: CancellationToken,
-    /// Cancelled when another registry was accepted.
+    /// Cancelled when another registry was accepted, or imported.
     exchanged: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
 }
@@ -534,6 +543,8 @@ fn own_names(public_ip: &str, listen: IpAddr) -> Vec<String> {
 
 /// The cluster's CA; waits for the registry, which the log tells about elsewhere.
 async fn authority<S: Store>(server: &Server<S>) -> anyhow::Result<ca::Authority> {
+    // Of a registry that is being imported the CA may not be there yet.
+    server.hub().reached(1).await;
     loop {
         match server.authority().await {
             Err(MembershipError::Store(error)) if error.may_pass() => {
@@ -579,20 +590,5 @@ async fn watch_over(
 ) -> anyhow::Result<()> {
     notifier.watchdog(move || pulse.is_well(), cancel.clone()).await;
     cancel.cancelled().await;
-    Ok(())
-}
-
-fn tend_registry(command: &RegistryCommand, configured: &Path) -> anyhow::Result<()> {
-    let at = |directory: &Option<PathBuf>| directory.clone().unwrap_or_else(|| configured.to_owned());
-    match command {
-        RegistryCommand::Check { directory } => {
-            let report = embedded::check(&at(directory))?;
-            println!("{report}");
-            if !report.is_sound() {
-                bail!("the registry is damaged; `fleetd registry repair` saves what can be saved");
-            }
-        }
-        RegistryCommand::Repair { directory } => println!("{}", embedded::repair(&at(directory))?),
-    }
     Ok(())
 }

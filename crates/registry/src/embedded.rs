@@ -132,6 +132,11 @@ impl EmbeddedStore {
     }
 }
 
+/// Whether an embedded registry was made in a directory.
+pub fn exists(directory: &Path) -> bool {
+    directory.join(disk::MARKER).exists() || directory.join(disk::FILE).exists()
+}
+
 fn lost() -> StoreError {
     StoreError::Unknown("the registry's writer ended without an answer".into())
 }

@@ -6,10 +6,11 @@
 //!
 //! With several servers, the next one is asked when one can't be reached, is no server (an agent's fleetd), or breaks off;
 //! the one that answered is asked first from then on. After breaking off, or not answering in time, a request may have been
-//! carried out: it is repeated only if that does no harm, which is so for all but those that make something new (`POST`).
+//! carried out: it is repeated only if that does no harm, which is so for all but those that make something new (most with `POST`).
 //!
 //! Each request asks for an answer of the newest revision at least that the client was told of: so it reads what it wrote, whichever server
 //! answers. A server that has not come so far waits a moment; after that the next one is asked.
+mod changes;
 mod endpoint;
 mod error;
 mod stream;
@@ -24,8 +25,8 @@ pub use transport::{ByteStream, Connecting, Connector};
 
 use crate::types::{
     Drain, Explanation, JoinToken, JoinTokenList, JoinTokenRequest, Machine, MachinePage, Member, MemberList,
-    MetadataOp, NewJoinToken, NewUser, Notice, NoticeList, ServerList, Unit, UnitOption, UnitPage, UnitState,
-    UnitStatePage, User, UserList, UserRequest,
+    MetadataOp, NewJoinToken, NewUser, Notice, NoticeList, RegistryImport, ServerList, Unit, UnitOption,
+    UnitPage, UnitState, UnitStatePage, User, UserList, UserRequest,
 };
 use bytes::Bytes;
 use fleet_unit::UnitFile;
@@ -35,7 +36,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -49,6 +50,12 @@ const AT_ONCE: usize = 16;
 
 /// The largest answer, bytes (event streams and journals are not answers in this sense).
 const LARGEST_ANSWER: usize = 64 << 20;
+
+/// The largest export of a registry, bytes.
+const LARGEST_EXPORT: usize = 256 << 20;
+
+/// The shortest deadline of an export or import of the registry: all of it is on its way, and every record written.
+const TRANSFER: Duration = Duration::from_secs(60);
 
 /// The most of an error answer that is read, bytes.
 const LARGEST_ERROR: usize = 64 << 10;
@@ -185,6 +192,12 @@ struct Call {
     body: Option<Bytes>,
     deadline: Duration,
     streaming: bool,
+    /// The largest answer, bytes.
+    largest: usize,
+    /// It says what is to be, though its method would let one think otherwise.
+    idempotent: bool,
+    /// Set when it was sent before, and may have been carried out.
+    again: AtomicBool,
 }
 
 /// An answer with its whole body.
@@ -390,6 +403,21 @@ impl Client {
         Ok(())
     }
 
+    /// All that lasts in the registry, as a file with the cluster's secrets in it.
+    pub async fn export_registry(&self) -> Result<Vec<u8>, Error> {
+        let call = Call { deadline: TRANSFER, largest: LARGEST_EXPORT, ..Call::get("registry/export") };
+        Ok(self.call(call).await?.body.into())
+    }
+
+    /// Makes the registry what such a file says; `replace`: whatever it is now.
+    pub async fn import_registry(&self, file: Vec<u8>, replace: bool) -> Result<RegistryImport, Error> {
+        let mut call = Call::get("registry/import");
+        if replace {
+            call.query.push(("replace", "1".to_owned()));
+        }
+        self.get(Call { method: Method::POST, body: Some(file.into()), deadline: TRANSFER, ..call }).await
+    }
+
     /// Makes a join token.
     pub async fn create_join_token(&self, request: &JoinTokenRequest) -> Result<NewJoinToken, Error> {
         let body = serde_json::to_vec(request).unwrap_or_default();
@@ -546,9 +574,13 @@ impl Client {
 
     /// Makes a request and reads its whole answer.
     async fn call(&self, call: Call) -> Result<Answer, Error> {
-        match self.ask(&call).await? {
+        self.ask_whole(&call).await
+    }
+
+    async fn ask_whole(&self, call: &Call) -> Result<Answer, Error> {
+        match self.ask(call).await? {
             Reply::Whole(answer) => Ok(answer),
-            Reply::Streaming(_) => Err(self.target(&call).malformed("the answer has no end".to_owned())),
+            Reply::Streaming(_) => Err(self.target(call).malformed("the answer has no end".to_owned())),
         }
     }
 
@@ -570,6 +602,7 @@ impl Client {
             match self.ask_one(server, call, &mut perhaps_done).await {
                 Ok(reply) => {
                     self.current.store(index, Ordering::Relaxed);
+                    call.again.store(perhaps_done, Ordering::Relaxed);
                     return Ok(reply);
                 }
                 Err(failed) if failed.elsewhere && self.servers.len() > 1 => {
@@ -607,7 +640,7 @@ impl Client {
                 let code = exit_code(&head.headers);
                 return Ok(Reply::Streaming(stream::Pieces::new(body, target.clone(), code, connection)));
             }
-            let limit = if success { LARGEST_ANSWER } else { LARGEST_ERROR };
+            let limit = if success { call.largest } else { LARGEST_ERROR };
             let body = match Limited::new(body, limit).collect().await {
                 Ok(body) => body.to_bytes(),
                 Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
@@ -758,7 +791,7 @@ impl Server {
 impl Call {
     /// Whether it may be carried out twice.
     fn is_repeatable(&self) -> bool {
-        self.method != Method::POST
+        self.method != Method::POST || self.idempotent
     }
 
     fn get(path: impl Into<String>) -> Self {
@@ -769,6 +802,9 @@ impl Call {
             body: None,
             deadline: Duration::ZERO,
             streaming: false,
+            largest: LARGEST_ANSWER,
+            idempotent: false,
+            again: AtomicBool::new(false),
         }
     }
 

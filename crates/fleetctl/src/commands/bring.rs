@@ -7,13 +7,9 @@ use crate::source::{self, Action, Lookup, Note, Refusal, Verb};
 use crate::wait::tracker::{Goal, Source, Verdict, Waiting, judge};
 use crate::wait::{self, Limits};
 use anyhow::Result;
-use fleet_api::client::{Client, Error, options_of_file};
-use fleet_api::types::Unit;
-use futures_util::{StreamExt, stream};
+use fleet_api::client::{Client, Error};
+use fleet_api::types::{Unit, UnitChange};
 use std::io::Read;
-
-/// How many units are sent at the same time.
-const AT_ONCE: usize = 16;
 
 /// How the command was called.
 pub(crate) struct Bring {
@@ -84,10 +80,7 @@ pub(crate) async fn run(context: &Context, bring: Bring) -> Result<i32> {
     }
     let mut triggered = Vec::new();
     let mut kept = Vec::new();
-    let sends = found.actions.iter().map(|action| send(&context.client, verb, action));
-    let mut sends = stream::iter(sends).buffered(AT_ONCE);
-    let mut actions = found.actions.iter();
-    while let (Some(sent), Some(action)) = (sends.next().await, actions.next()) {
+    for (sent, action) in send(&context.client, verb, &found.actions).await.into_iter().zip(&found.actions) {
         match (sent, action) {
             (Ok(_), Action::Create { name, global, .. }) => {
                 context.say_unit(name.as_str(), if *global { "" } else { "inactive" }, "").await?;
@@ -109,7 +102,6 @@ pub(crate) async fn run(context: &Context, bring: Bring) -> Result<i32> {
             }
         }
     }
-    drop(sends);
     let Some(goal) = verb.goal() else {
         context.finish()?;
         return Ok(0);
@@ -134,39 +126,39 @@ pub(crate) async fn run(context: &Context, bring: Bring) -> Result<i32> {
     Ok(code)
 }
 
-/// Sends a unit. For one that exists already: whether its desired state had to be set.
-async fn send(client: &Client, verb: Verb, action: &Action) -> Result<bool, Error> {
-    match action {
+/// Sends units. For those that exist already: whether their desired state had to be set.
+async fn send(client: &Client, verb: Verb, actions: &[Action]) -> Vec<Result<bool, Error>> {
+    let changes: Vec<UnitChange> = actions.iter().filter_map(|action| change(verb, action)).collect();
+    let mut made = client.change_units(&changes).await.into_iter();
+    let outcomes = actions.iter().map(|action| match change(verb, action) {
+        // One that existed was set.
+        Some(_) => made.next().unwrap_or(Ok(true)).map(|_| true),
+        None => Ok(false),
+    });
+    outcomes.collect()
+}
+
+/// What has to be changed, if anything.
+fn change(verb: Verb, action: &Action) -> Option<UnitChange> {
+    let change = match action {
         Action::Create { name, file, .. } => {
-            let unit = Unit {
-                name: name.to_string(),
-                desired_state: verb.target().to_owned(),
-                options: options_of_file(file),
-                file: file.text().to_owned(),
-                ..Unit::default()
-            };
-            client.put_unit(&unit).await
+            UnitChange { name: name.to_string(), file: file.text().to_owned(), ..UnitChange::default() }
         }
-        Action::Keep(unit) if verb == Verb::Submit || unit.desired_state == verb.target() => Ok(false),
-        Action::Keep(unit) => {
-            let (name, desired_state) = (unit.name.clone(), verb.target().to_owned());
-            client.put_unit(&Unit { name, desired_state, ..Unit::default() }).await.map(|_| true)
-        }
-    }
+        Action::Keep(unit) if verb == Verb::Submit || unit.desired_state == verb.target() => return None,
+        Action::Keep(unit) => UnitChange { name: unit.name.clone(), ..UnitChange::default() },
+    };
+    Some(UnitChange { desired_state: verb.target().to_owned(), ..change })
 }
 
 /// One of the units cannot be had: those before it are submitted, as in the original, where they
 /// are new; nothing that is there is changed.
 async fn refuse(context: &Context, actions: &[Action], refusal: &Refusal) -> Result<i32> {
-    for action in actions {
-        if let Action::Create { name, replaces: None, .. } = action
-            && let Err(error) = send(&context.client, Verb::Submit, action).await
-        {
-            return Ok(context.fail(
-                &format!("Error creating units: failed creating unit {name}: "),
-                &error,
-                "",
-            ));
+    let new = actions.iter().filter(|action| matches!(action, Action::Create { replaces: None, .. }));
+    let new: Vec<Action> = new.cloned().collect();
+    for (sent, action) in send(&context.client, Verb::Submit, &new).await.into_iter().zip(&new) {
+        if let Err(error) = sent {
+            let before = format!("Error creating units: failed creating unit {}: ", action.name());
+            return Ok(context.fail(&before, &error, ""));
         }
     }
     eprintln!("Error creating units: {}", refusal.text);

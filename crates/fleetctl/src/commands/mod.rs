@@ -7,6 +7,7 @@ pub(crate) mod join_token;
 pub(crate) mod journal;
 pub(crate) mod list;
 pub(crate) mod machine;
+pub(crate) mod registry;
 mod report;
 pub(crate) mod servers;
 pub(crate) mod show;

@@ -1,6 +1,6 @@
-//! servers and registry: the servers of the cluster, and the registry they share.
+//! servers: the servers of the cluster, and the registry they share.
 use super::list::print_table;
-use crate::cli::{Registry, Servers};
+use crate::cli::Servers;
 use crate::context::{Context, print_json, print_line};
 use crate::dates;
 use anyhow::Result;
@@ -57,27 +57,7 @@ fn member(member: &RegistryMember) -> Vec<String> {
     vec![member.endpoint.clone(), health.to_owned(), member.detail.clone()]
 }
 
-/// Carries out a command about the registry itself.
-pub(crate) async fn registry(context: &Context, command: Registry) -> Result<i32> {
-    match command {
-        Registry::Accept(args) if !args.yes => {
-            eprintln!(
-                "The registry in etcd is not the one that was there before. What it has is taken for what is wanted: units that it does \
-                 not know are stopped where they run. Look at it first; then: fleetctl registry accept --yes"
-            );
-            Ok(1)
-        }
-        Registry::Accept(_) => match context.client.accept_registry().await {
-            Ok(()) => {
-                print_line("Accepted the registry as it is")?;
-                Ok(0)
-            }
-            Err(error) => Ok(fail(context, "Error accepting the registry: ", &error)),
-        },
-    }
-}
-
-fn fail(context: &Context, before: &str, error: &Error) -> i32 {
+pub(super) fn fail(context: &Context, before: &str, error: &Error) -> i32 {
     if error.is_unknown_resource() {
         eprintln!("{before}this server knows no other servers; it is older than fleet 2.");
         return 1;

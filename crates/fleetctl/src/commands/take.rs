@@ -8,11 +8,7 @@ use crate::wait::tracker::Goal;
 use crate::wait::{self, Limits};
 use anyhow::Result;
 use fleet_api::client::Error;
-use fleet_api::types::Unit;
-use futures_util::{StreamExt, stream};
-
-/// How many requests are under way at the same time.
-const AT_ONCE: usize = 16;
+use fleet_api::types::{Unit, UnitChange};
 
 /// Looks for the units that are named. `Err` is an exit code.
 async fn known(context: &Context, arguments: &[String]) -> Result<Vec<Unit>, i32> {
@@ -87,10 +83,17 @@ async fn lower(context: &Context, take: Take, way: &Way) -> Result<i32> {
         }
     }
     let mut lowered = Vec::new();
-    let sends = to_lower.iter().map(|(unit, _)| desire(context, unit, way.desired));
-    let mut sends = stream::iter(sends).buffered(AT_ONCE);
-    for (unit, global) in &to_lower {
-        if let Some(Err(error)) = sends.next().await {
+    let changes: Vec<UnitChange> = to_lower
+        .iter()
+        .map(|(unit, _)| UnitChange {
+            name: unit.name.clone(),
+            desired_state: way.desired.to_owned(),
+            ..UnitChange::default()
+        })
+        .collect();
+    let sent = context.client.change_units(&changes).await;
+    for ((unit, global), sent) in to_lower.iter().zip(sent) {
+        if let Err(error) = sent {
             let before =
                 format!("Error {} units: failed setting the state of unit {}: ", way.doing, unit.name);
             return Ok(context.fail(&before, &error, ""));
@@ -101,7 +104,6 @@ async fn lower(context: &Context, take: Take, way: &Way) -> Result<i32> {
             lowered.push(unit.name.clone());
         }
     }
-    drop(sends);
     if let Some(text) = refusal {
         eprintln!("{text}");
         return Ok(1);
@@ -138,23 +140,25 @@ pub(crate) async fn destroy(context: &Context, take: Take) -> Result<i32> {
     if !names.iter().all(shown) && context.client.notices().await.is_err() {
         names.retain(shown);
     }
-    let deletions = names.iter().map(|name| context.client.delete_unit(name));
-    let mut deletions = stream::iter(deletions).buffered(AT_ONCE);
-    for name in &names {
-        match deletions.next().await {
-            Some(Ok(true)) => destroyed.push(name.clone()),
+    let changes: Vec<UnitChange> = names
+        .iter()
+        .map(|name| UnitChange { name: name.clone(), destroy: true, ..UnitChange::default() })
+        .collect();
+    let sent = context.client.change_units(&changes).await;
+    for (name, sent) in names.iter().zip(sent) {
+        match sent {
+            Ok(true) => destroyed.push(name.clone()),
             // It was not there, or someone else was faster.
-            Some(Ok(false)) | None => {}
+            Ok(false) => {}
             // No unit can have that name.
-            Some(Err(error)) if error.code() == Some(400) && !shown(name) => {}
-            Some(Err(error)) => code = context.fail("Error destroying units: ", &error, ""),
+            Err(error) if error.code() == Some(400) && !shown(name) => {}
+            Err(error) => code = context.fail("Error destroying units: ", &error, ""),
         }
     }
     if units.is_empty() && destroyed.is_empty() && code == 0 {
         eprintln!("Units not found in registry");
         return Ok(0);
     }
-    drop(deletions);
     let mut missing: Vec<&String> = Vec::new();
     if !take.no_block {
         let limits = Limits::of(take.patience);

@@ -32,14 +32,18 @@ pub(crate) fn needs(route: &Route) -> Role {
         | Route::States
         | Route::State(_)
         | Route::Events => Role::Viewer,
-        Route::PutUnit(_) | Route::DeleteUnit(_) | Route::PatchMachines | Route::MarkMachine(..) => {
-            Role::Operator
-        }
+        Route::PutUnit(_)
+        | Route::DeleteUnit(_)
+        | Route::ChangeUnits
+        | Route::PatchMachines
+        | Route::MarkMachine(..) => Role::Operator,
         Route::JoinTokens
         | Route::CreateJoinToken
         | Route::RevokeJoinToken(_)
         | Route::RemoveMachine(_)
         | Route::AcceptRegistry
+        | Route::ExportRegistry
+        | Route::ImportRegistry
         | Route::Users
         | Route::CreateUser
         | Route::SetRole(_)
@@ -217,6 +221,9 @@ mod tests {
             Route::Notices,
             Route::RemoveMachine(name()),
             Route::AcceptRegistry,
+            Route::ExportRegistry,
+            Route::ImportRegistry,
+            Route::ChangeUnits,
             Route::Users,
             Route::CreateUser,
             Route::SetRole(name()),
@@ -254,6 +261,9 @@ mod tests {
             Route::Notices => "notices",
             Route::RemoveMachine(_) => "remove machine",
             Route::AcceptRegistry => "accept registry",
+            Route::ExportRegistry => "export registry",
+            Route::ImportRegistry => "import registry",
+            Route::ChangeUnits => "change units",
             Route::Users => "users",
             Route::CreateUser => "create user",
             Route::SetRole(_) => "set role",
@@ -287,7 +297,10 @@ mod tests {
                 "refused"
             ]
         );
-        assert_eq!(of(Role::Operator), ["patch machines", "put unit", "delete unit", "mark machine"]);
+        assert_eq!(
+            of(Role::Operator),
+            ["patch machines", "put unit", "delete unit", "mark machine", "change units"]
+        );
         assert_eq!(
             of(Role::Admin),
             [
@@ -296,6 +309,8 @@ mod tests {
                 "revoke join token",
                 "remove machine",
                 "accept registry",
+                "export registry",
+                "import registry",
                 "users",
                 "create user",
                 "set role",
@@ -311,6 +326,9 @@ mod tests {
             let method = hyper::Method::from_bytes(method.as_bytes()).unwrap();
             for path in [
                 "units/a.service",
+                "unit-changes",
+                "registry/export",
+                "registry/import",
                 "machines",
                 "machines/x",
                 "machines/x/drain",

@@ -3,8 +3,9 @@
 //! - `route`: which path and method is what; pure
 //! - `decode`: bodies, with the original's words for what is wrong with them; pure
 //! - `resources`: units, states, machines
+//! - `changes`: many changes of units in one request
 //! - `members`: join tokens, and the machines that joined
-//! - `servers`: the servers of the cluster
+//! - `servers`: the servers of the cluster, and their registry
 //! - `machines`: cordon and drain, notices
 //! - `users`: the users who come over https
 //! - `access`: who may ask for what
@@ -16,6 +17,7 @@
 //! Bounds: connections, header time, body size and time; every answer but the live ones has a deadline.
 
 mod access;
+mod changes;
 mod decode;
 #[doc(hidden)]
 pub mod fuzz;
@@ -218,12 +220,16 @@ impl<S: Store> Api<S> {
 
 /// Reads a whole body within its bounds.
 pub(crate) async fn read_body(body: Incoming) -> Result<Bytes, Answer> {
-    match tokio::time::timeout(BODY_DEADLINE, Limited::new(body, MAX_BODY).collect()).await {
+    read_large_body(body, MAX_BODY).await
+}
+
+/// The same, with another bound in bytes.
+pub(crate) async fn read_large_body(body: Incoming, limit: usize) -> Result<Bytes, Answer> {
+    match tokio::time::timeout(BODY_DEADLINE, Limited::new(body, limit).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(failure(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            &format!("request body is larger than {MAX_BODY} bytes"),
-        )),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(failure(StatusCode::PAYLOAD_TOO_LARGE, &format!("request body is larger than {limit} bytes")))
+        }
         Ok(Err(error)) => Err(failure(StatusCode::BAD_REQUEST, &format!("unable to read body: {error}"))),
         Err(_) => Err(failure(StatusCode::REQUEST_TIMEOUT, "request body did not arrive in time")),
     }

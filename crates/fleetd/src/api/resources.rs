@@ -34,7 +34,11 @@ impl<S: Store> Api<S> {
             );
         // The first request after socket activation may be here before the registry is read.
         if needs_view && timeout(START_DEADLINE, self.server.hub().reached(1)).await.is_err() {
-            return failure(StatusCode::SERVICE_UNAVAILABLE, "fleet server has not read its registry yet");
+            let why = match self.server.is_importing() {
+                true => "the registry is being imported; nothing can be done before that is complete",
+                false => "fleet server has not read its registry yet",
+            };
+            return failure(StatusCode::SERVICE_UNAVAILABLE, why);
         }
         // Who was made a user through another server may be known here only after catching up.
         let caught_up = self.caught_up(request.headers()).await;
@@ -77,6 +81,11 @@ impl<S: Store> Api<S> {
             Route::Members => self.members().await,
             Route::Servers => self.servers().await,
             Route::AcceptRegistry => self.accept_registry().await,
+            Route::ExportRegistry => self.export_registry().await,
+            Route::ImportRegistry => {
+                self.import_registry(&query, request).await.unwrap_or_else(|answer| answer)
+            }
+            Route::ChangeUnits => self.change_units(request).await.unwrap_or_else(|answer| answer),
             Route::Metrics => self.metrics(),
             Route::RemoveMachine(id) => self.remove_machine(&id).await,
             Route::MarkMachine(id, mark) => self.mark_machine(&id, mark).await,
@@ -182,17 +191,7 @@ impl<S: Store> Api<S> {
             )));
         }
         let name = UnitName::parse(path_name).map_err(|error| bad(error.to_string()))?;
-        let desired = match body.desired_state.as_str() {
-            "" => None,
-            "inactive" => Some(DesiredState::Inactive),
-            "loaded" => Some(DesiredState::Loaded),
-            "launched" => Some(DesiredState::Launched),
-            other => {
-                return Err(bad(format!(
-                    "invalid desiredState {other:?}: expect inactive, loaded, or launched"
-                )));
-            }
-        };
+        let desired = read_desired(&body.desired_state).map_err(bad)?;
         let file = read_file(body.options, &body.file).map_err(bad)?;
         if let Some(desired) = desired.filter(|_| old) {
             let before = self.server.hub().view().unit(&name).map(|unit| unit.desired);
@@ -252,6 +251,16 @@ fn resource(view: &View, name: &UnitName) -> Option<types::Unit> {
     })
 }
 
+pub(super) fn read_desired(text: &str) -> Result<Option<DesiredState>, String> {
+    match text {
+        "" => Ok(None),
+        "inactive" => Ok(Some(DesiredState::Inactive)),
+        "loaded" => Ok(Some(DesiredState::Loaded)),
+        "launched" => Ok(Some(DesiredState::Launched)),
+        other => Err(format!("invalid desiredState {other:?}: expect inactive, loaded, or launched")),
+    }
+}
+
 pub(super) fn read_file(options: Vec<types::UnitOption>, text: &str) -> Result<Option<UnitFile>, String> {
     let from_options = if options.is_empty() {
         None
@@ -273,7 +282,7 @@ pub(super) fn read_file(options: Vec<types::UnitOption>, text: &str) -> Result<O
     Ok(if from_text.options().is_empty() { None } else { Some(from_text) })
 }
 
-fn check_content_type(headers: &HeaderMap) -> Result<(), String> {
+pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), String> {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     let Some(value) = values.next() else { return Err("expected 1 Content-Type, got 0".to_owned()) };
     let more = values.count();
@@ -288,7 +297,11 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), String> {
 }
 
 pub(super) fn write_failure(error: &WriteError) -> Answer {
-    let status = match error {
+    failure(write_status(error), &error.to_string())
+}
+
+pub(super) fn write_status(error: &WriteError) -> StatusCode {
+    match error {
         WriteError::NoFile
         | WriteError::NoDesiredState
         | WriteError::Contended(_)
@@ -296,8 +309,7 @@ pub(super) fn write_failure(error: &WriteError) -> Answer {
         WriteError::Template(_) | WriteError::Requirements(_) => StatusCode::BAD_REQUEST,
         WriteError::NoUnit | WriteError::NoMachine(_) => StatusCode::NOT_FOUND,
         WriteError::Store(error) => super::store_status(error),
-    };
-    failure(status, &error.to_string())
+    }
 }
 
 fn discovery(scheme: &str, headers: &HeaderMap) -> Answer {

@@ -1,9 +1,11 @@
 //! The servers of the cluster, and how their registry is.
 
-use super::{Answer, Api, empty, failure, json};
-use fleet_api::types::{self, ServerList};
+use super::{Answer, Api, empty, failure, full, json, read_large_body, route, store_status};
+use crate::server::transfer::{self, MAX_FILE, TransferError};
+use fleet_api::types::{self, RegistryImport, ServerList};
 use fleet_registry::{Store, StoreError};
-use hyper::StatusCode;
+use hyper::{Request, Response, StatusCode, body::Incoming, header};
+use tracing::{error, warn};
 
 impl<S: Store> Api<S> {
     /// All servers that are there, with what each says of itself, and the members of the registry.
@@ -49,4 +51,51 @@ impl<S: Store> Api<S> {
             Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         }
     }
+
+    /// All that lasts in the registry, as a file.
+    pub(super) async fn export_registry(&self) -> Answer {
+        match self.server.export_registry().await {
+            Ok((archive, wrong)) => {
+                for line in wrong {
+                    error!(
+                        "exporting the registry: {line}; it is in the file as it is, and can't be imported"
+                    );
+                }
+                warn!("the registry was exported, with the key of the cluster's CA");
+                let mut answer = Response::new(full(archive.to_text()));
+                let lines = header::HeaderValue::from_static("application/x-ndjson");
+                answer.headers_mut().insert(header::CONTENT_TYPE, lines);
+                answer
+            }
+            Err(error) => transfer_failure(&error),
+        }
+    }
+
+    /// Makes the registry what a file says; `?replace=1`: whatever it is now.
+    pub(super) async fn import_registry(
+        &self,
+        query: &[(String, String)],
+        request: Request<Incoming>,
+    ) -> Result<Answer, Answer> {
+        let replace = route::first(query, "replace").is_some_and(|value| value == "1" || value == "true");
+        let text = read_large_body(request.into_body(), MAX_FILE).await?;
+        let archive = transfer::read(&text).map_err(|error| transfer_failure(&error.into()))?;
+        drop(text);
+        let done = self.server.import_registry(&archive, replace).await.map_err(|e| transfer_failure(&e))?;
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let done = RegistryImport { changed: count(done.changed), records: count(done.records) };
+        Ok(json(StatusCode::OK, &done))
+    }
+}
+
+fn transfer_failure(error: &TransferError) -> Answer {
+    let status = match error {
+        TransferError::File(_) => StatusCode::BAD_REQUEST,
+        TransferError::NotEmpty(_)
+        | TransferError::Another
+        | TransferError::Incomplete
+        | TransferError::Contended => StatusCode::CONFLICT,
+        TransferError::Store(error) => store_status(error),
+    };
+    failure(status, &error.to_string())
 }

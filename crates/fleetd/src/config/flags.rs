@@ -35,23 +35,48 @@ pub struct Flags {
 /// What fleetd does besides being a daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
-    /// Look after the embedded registry of this machine, while fleetd is stopped
+    /// Look after the registry of this machine's server, while fleetd is stopped
     #[command(subcommand)]
     Registry(RegistryCommand),
     /// Stop units with OnIsolation=stop when fleetd can't (run by fleet-guard.service)
     Guard,
 }
 
-/// What can be done with the embedded registry.
+/// What can be done with the registry.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum RegistryCommand {
-    /// Read all of it and say whether it is sound
+    /// Write all that lasts in the registry to a file: the one that the configuration names, embedded or in etcd
+    #[command(
+        long_about = "Write all that lasts in the registry to a file: the one that the configuration names, embedded or in \
+        etcd.\n\nUnits, desired states and places, what was said of machines, members, users, join tokens, and the cluster's CA with \
+        its key: whoever reads the file has the cluster. Only root can read it."
+    )]
+    Export {
+        /// The file, or - for standard output
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Make the registry what a file says that was exported, and touch no unit that runs
+    #[command(
+        long_about = "Make the registry what a file says that was exported, and touch no unit that runs.\n\nThe registry that the \
+        configuration names, embedded or in etcd, has to be empty, or what the file says already. An import that was cut off is \
+        completed by repeating it; until then servers on that registry decide nothing."
+    )]
+    Import {
+        /// The file, or - for standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Take away what the registry has and the file does not say
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Read all of an embedded registry and say whether it is sound
     Check {
         /// The state directory; by default the one of the configuration
         #[arg(value_name = "DIR")]
         directory: Option<PathBuf>,
     },
-    /// Repair a damaged one, keeping the damaged file beside it
+    /// Repair a damaged embedded registry, keeping the damaged file beside it
     Repair {
         /// The state directory; by default the one of the configuration
         #[arg(value_name = "DIR")]
@@ -161,6 +186,11 @@ mod tests {
             command(&["-config", "x", "registry", "repair", "/d"]),
             Command::Registry(RegistryCommand::Repair { directory: Some("/d".into()) })
         );
+        assert_eq!(
+            command(&["registry", "import", "--replace", "-"]),
+            Command::Registry(RegistryCommand::Import { file: "-".into(), replace: true })
+        );
+        assert!(flags(&["registry", "export"]).is_err());
         assert!(flags(&["registry"]).is_err());
         assert!(flags(&["registry", "drop"]).is_err());
     }

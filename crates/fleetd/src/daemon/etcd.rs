@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 /// The file with the [`Identity`] of the registry.
-const FILE: &str = "etcd.json";
+pub(super) const FILE: &str = "etcd.json";
 /// How often it is written while the registry changes: it only has to be new enough to notice a backup that was put back.
 const REMEMBER: Duration = Duration::from_secs(60);
 /// How often it is said that etcd can't be reached.
@@ -24,6 +24,11 @@ const COMPLAIN: Duration = Duration::from_secs(60);
 
 /// Makes the store, and begins to look for etcd.
 pub(super) fn open(config: &EtcdConfig, state_directory: &Path) -> Result<EtcdStore> {
+    open_as(config, recall(state_directory, &config.key_prefix)?)
+}
+
+/// The same; `last` is the registry that it has to be.
+pub(super) fn open_as(config: &EtcdConfig, last: Option<Identity>) -> Result<EtcdStore> {
     let read = |key: &str, path: &Option<PathBuf>| -> Result<Option<Vec<u8>>> {
         let Some(path) = path else { return Ok(None) };
         let bytes = fs::read(path).with_context(|| format!("{key}: unable to read {}", path.display()))?;
@@ -44,7 +49,7 @@ pub(super) fn open(config: &EtcdConfig, state_directory: &Path) -> Result<EtcdSt
             password,
             request_timeout: config.request_timeout,
         },
-        recall(state_directory, &config.key_prefix)?,
+        last,
     )?;
     Ok(store)
 }

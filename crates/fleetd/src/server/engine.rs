@@ -1,15 +1,27 @@
 //! Runs the engine: what changed goes in, decisions come out and are committed with the revisions they were made from, and
 //! with the term of the leader who made them.
+//!
+//! # What a decision is guarded by
+//!
+//! A decision rests on the unit's record, on its place, and on nobody else deciding. With a registry of its own a server guards it by
+//! the revisions of both records. On a shared one transactions are dear, and one takes [`MAX_OPS`] conditions; so there the place has
+//! none of its own. It is written by engines, and deleted with the unit's record, and by nobody else. So it stands as it was decided from if
+//!
+//! - the unit's record does, which is guarded;
+//! - no other engine decided, which the *term* guards: the revision at which the leader's record was written;
+//! - this one decided from a view in which all that it wrote is, for which it waits, also after a failure;
+//! - nothing that it wrote before arrives yet, which the *fence* guards: when the outcome of a transaction is not known, the engine
+//!   writes the record [`FENCE`] before it decides anything else, and what it sent before finds another revision there.
 
-use super::Server;
 use super::peers::LEADER;
+use super::{Server, transfer::IMPORT};
 use crate::metrics::{Metrics, Operation, Task};
 use fleet_api::types::Notice;
 use fleet_cluster::engine::{Decision, Engine};
 use fleet_cluster::model::Revision;
 use fleet_registry::records::{presence_key, put_schedule, schedule_key, unit_key};
 use fleet_registry::store::MAX_OPS;
-use fleet_registry::{Compare, Op, Store, StoreError, Txn};
+use fleet_registry::{Compare, LeaseId, Op, Store, StoreError, Txn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,11 +36,23 @@ const RETRY: Duration = Duration::from_millis(500);
 /// The ID of the notice that many machines vanished at once.
 const MASS_LOSS: &str = "massLoss";
 
+/// The record that keeps away what a leader sent earlier in its term.
+pub(super) const FENCE: &str = "fence";
+
+/// A leader's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Term {
+    /// The revision of the leader's record, by which everything it writes is guarded.
+    pub(super) revision: Revision,
+    /// What that record lives by.
+    pub(super) lease: LeaseId,
+}
+
 /// By what right an engine decides.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mandate {
-    /// The revision of the leader's record, by which everything it writes is guarded; `None` where there is one server only.
-    pub(super) term: Option<Revision>,
+    /// `None` where there is one server only.
+    pub(super) term: Option<Term>,
     /// How long machines have to show that they are there.
     pub(super) grace: Duration,
 }
@@ -48,6 +72,20 @@ enum Failed {
     Store(StoreError),
 }
 
+/// What guards a transaction as a whole: with a shared registry the term, and the revision of the fence.
+type Right = Option<(Revision, Revision)>;
+
+/// What an engine has written.
+#[derive(Debug, Default)]
+struct Written {
+    /// The revision of the newest.
+    newest: Revision,
+    /// The revision of the fence; it goes with the term.
+    fence: Revision,
+    /// Whether something may arrive yet.
+    in_doubt: bool,
+}
+
 impl From<StoreError> for Failed {
     fn from(error: StoreError) -> Self {
         match error {
@@ -63,6 +101,13 @@ impl<S: Store> Server<S> {
         let _leads = Leads::now(&self.metrics);
         let mut engine = Engine::with_policy(self.now(), mandate.grace, self.config.policy.clone());
         let mailbox = self.hub.engine_mailbox();
+        let mut written = Written::default();
+        // What leaders before it wrote has to be in the view.
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
+            () = self.hub.reached(mandate.term.map_or(0, |term| term.revision)) => {}
+        }
         loop {
             // That a mass loss is over shows only when somebody looks.
             let look = engine.is_mass_loss().then(|| self.now() + self.config.policy.window);
@@ -91,22 +136,47 @@ impl<S: Store> Server<S> {
                 let carried_out = tokio::select! {
                     biased;
                     () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
-                    carried_out = self.carry_out(&decisions, mandate.term) => carried_out,
+                    carried_out = self.carry_out(&decisions, mandate.term, &mut written) => carried_out,
                 };
-                if let Err(failed) = carried_out {
-                    let Failed::Store(error) = failed else { return Ok(Ended::Deposed) };
-                    self.metrics.round_failed();
-                    self.trouble("writing the schedule", &error);
-                    tokio::select! {
-                        biased;
-                        () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
-                        () = tokio::time::sleep(RETRY) => {}
-                    }
-                } else {
+                let Err(failed) = carried_out else {
                     self.metrics.round(round.elapsed());
+                    continue;
+                };
+                self.metrics.round_failed();
+                tokio::select! {
+                    biased;
+                    () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
+                    recovered = self.recover(failed, mandate.term, &mut written) => {
+                        if !recovered {
+                            return Ok(Ended::Deposed);
+                        }
+                    }
                 }
             }
         }
+    }
+
+    /// After decisions could not be written: waits until others can be made; false when they can't, since the term is over.
+    async fn recover(&self, failed: Failed, term: Option<Term>, written: &mut Written) -> bool {
+        let mut failed = failed;
+        loop {
+            let Failed::Store(error) = &failed else { return false };
+            self.trouble("writing the schedule", error);
+            tokio::time::sleep(RETRY).await;
+            let (Some(term), true) = (term, written.in_doubt) else { break };
+            let txn = Txn::of(Op::put_leased(FENCE, "{}", term.lease)).when(LEADER, term.revision);
+            match self.store.commit(txn).await.map_err(Failed::from) {
+                Ok(revision) => {
+                    (written.fence, written.in_doubt) = (revision, false);
+                    break;
+                }
+                // Without its lease it does not lead.
+                Err(Failed::Store(StoreError::LeaseEnded)) => return false,
+                Err(error) => failed = error,
+            }
+        }
+        self.hub.reached(written.newest).await;
+        true
     }
 
     /// Lets everybody know what the engine delays, and why.
@@ -130,29 +200,33 @@ impl<S: Store> Server<S> {
     /// Commits decisions and waits until the view has them. A decision whose ground has changed meanwhile is dropped. So are
     /// those after it: they were made as if it were carried out (a unit has to go because another takes its place). The
     /// engine sees which are not in the view.
-    async fn carry_out(&self, decisions: &[Decision], term: Option<Revision>) -> Result<(), Failed> {
-        let mut newest = 0;
+    async fn carry_out(
+        &self,
+        decisions: &[Decision],
+        term: Option<Term>,
+        written: &mut Written,
+    ) -> Result<(), Failed> {
         let mut rest = decisions;
         while !rest.is_empty() {
-            let (txn, taken) = transaction(rest, term);
+            let right = term.map(|term| (term.revision, written.fence));
+            let (txn, taken) = transaction(rest, right);
             let (batch, others) = rest.split_at(taken);
             rest = others;
-            match self.write_schedule(batch, txn).await {
-                Ok(revision) => newest = revision,
+            match self.write_schedule(batch, txn, written).await {
+                Ok(()) => {}
+                // The fence that was not known to be written, was.
+                Err(Failed::Store(StoreError::Conflict(conflict))) if conflict.key == FENCE => {
+                    written.fence = conflict.found;
+                    return self.catch_up().await;
+                }
                 Err(Failed::Store(StoreError::Conflict(_))) => {
                     for decision in batch {
-                        let (txn, _) = transaction(std::slice::from_ref(decision), term);
-                        match self.write_schedule(std::slice::from_ref(decision), txn).await {
-                            Ok(revision) => {
-                                newest = revision;
-                                tell(decision);
-                            }
+                        let (txn, _) = transaction(std::slice::from_ref(decision), right);
+                        match self.write_schedule(std::slice::from_ref(decision), txn, written).await {
+                            Ok(()) => tell(decision),
                             Err(Failed::Store(StoreError::Conflict(conflict))) => {
                                 debug!(unit = %decision.unit, "decision dropped: {conflict}");
-                                // The revision of now: what was in the way has to be seen before anything is decided.
-                                let now = self.store.commit(Txn::default()).await?;
-                                self.hub.reached(now).await;
-                                return Ok(());
+                                return self.catch_up().await;
                             }
                             Err(failed) => return Err(failed),
                         }
@@ -163,25 +237,39 @@ impl<S: Store> Server<S> {
             }
             batch.iter().for_each(tell);
         }
-        self.hub.reached(newest).await;
+        self.hub.reached(written.newest).await;
+        Ok(())
+    }
+
+    /// Waits until the view is that of now: what was in the way has to be seen before anything is decided.
+    async fn catch_up(&self) -> Result<(), Failed> {
+        let now = self.store.commit(Txn::default()).await?;
+        self.hub.reached(now).await;
         Ok(())
     }
 
     /// Commits the transaction of these decisions, and counts them.
-    async fn write_schedule(&self, decisions: &[Decision], txn: Txn) -> Result<Revision, Failed> {
+    async fn write_schedule(
+        &self,
+        decisions: &[Decision],
+        txn: Txn,
+        written: &mut Written,
+    ) -> Result<(), Failed> {
         let asked = Instant::now();
-        let written = self.store.commit(txn).await;
+        let outcome = self.store.commit(txn).await;
         // Refused is answered, too.
-        let answered = matches!(written, Ok(_) | Err(StoreError::Conflict(_)));
+        let answered = matches!(outcome, Ok(_) | Err(StoreError::Conflict(_)));
         self.metrics.operation(Operation::Set, asked.elapsed(), answered);
         // Several that are refused together are tried one by one, and counted then.
-        if written.is_ok() || !answered || decisions.len() == 1 {
+        if outcome.is_ok() || !answered || decisions.len() == 1 {
             for decision in decisions {
                 let task = if decision.machine.is_some() { Task::Schedule } else { Task::Unschedule };
-                self.metrics.task(task, written.is_ok());
+                self.metrics.task(task, outcome.is_ok());
             }
         }
-        written.map_err(Failed::from)
+        written.in_doubt |= matches!(outcome, Err(StoreError::Unknown(_)));
+        written.newest = written.newest.max(outcome?);
+        Ok(())
     }
 }
 
@@ -210,21 +298,30 @@ fn tell(decision: &Decision) {
 }
 
 /// One transaction of as many decisions, from the first on, as fit in it; and how many those are, at least one of one.
-fn transaction(decisions: &[Decision], term: Option<Revision>) -> (Txn, usize) {
+fn transaction(decisions: &[Decision], right: Right) -> (Txn, usize) {
     let mut txn = Txn::default();
-    // First, so that a leader whose term is over learns that, whatever else changed.
-    txn.compares.extend(term.map(|term| Compare { key: LEADER.to_owned(), revision: term }));
+    if let Some((term, fence)) = right {
+        // First, so that a leader whose term is over learns that, whatever else changed.
+        txn.compares.push(Compare { key: LEADER.to_owned(), revision: term });
+        txn.compares.push(Compare { key: FENCE.to_owned(), revision: fence });
+    }
+    // What is imported is not to be decided about before it is complete.
+    txn.compares.push(Compare { key: IMPORT.to_owned(), revision: 0 });
     let mut absent = BTreeSet::new();
     for (taken, decision) in decisions.iter().enumerate() {
-        // At most three conditions and one write.
-        if txn.compares.len() + 3 > MAX_OPS {
+        let machine = decision.absent.as_ref().filter(|machine| !absent.contains(*machine));
+        let conditions = 1 + usize::from(right.is_none()) + usize::from(machine.is_some());
+        if txn.compares.len() + conditions > MAX_OPS {
             return (txn, taken);
         }
         txn.compares.push(Compare { key: unit_key(&decision.unit), revision: decision.unit_revision });
-        txn.compares
-            .push(Compare { key: schedule_key(&decision.unit), revision: decision.schedule_revision });
+        if right.is_none() {
+            let (key, revision) = (schedule_key(&decision.unit), decision.schedule_revision);
+            txn.compares.push(Compare { key, revision });
+        }
         // A machine given up for lost must still be away: had it come back meanwhile, it might run what is placed elsewhere.
-        if let Some(machine) = decision.absent.as_ref().filter(|machine| absent.insert(*machine)) {
+        if let Some(machine) = machine {
+            absent.insert(machine);
             txn.compares.push(Compare { key: presence_key(machine), revision: 0 });
         }
         txn.ops.push(match &decision.machine {
@@ -246,7 +343,9 @@ mod tests {
     #[test]
     fn transactions_take_what_fits() {
         let machine = |n: u8| MachineId::parse(&format!("{n:032x}")).unwrap();
-        for (lost_machines, term) in [(0, None), (1, Some(7)), (200, Some(7)), (200, None)] {
+        for (lost_machines, right) in
+            [(0, None), (0, Some((7, 0))), (1, Some((7, 9))), (200, Some((7, 9))), (200, None)]
+        {
             let decision = |n: u64| Decision {
                 unit: UnitName::parse(&format!("u{n}.service")).unwrap(),
                 machine: Some(machine(255)),
@@ -258,16 +357,26 @@ mod tests {
             let decisions: Vec<_> = (0..300).map(decision).collect();
             let mut rest = decisions.as_slice();
             while !rest.is_empty() {
-                let (txn, taken) = transaction(rest, term);
+                let (txn, taken) = transaction(rest, right);
                 check_size(&txn).unwrap();
-                assert!(taken == rest.len() || taken >= 42, "{taken} of {}", rest.len());
+                let least = match (lost_machines, right) {
+                    (0, Some(_)) => 125,
+                    (_, Some(_)) => 62,
+                    (_, None) => 42,
+                };
+                assert!(taken == rest.len() || taken >= least, "{taken} of {}", rest.len());
                 let guards = |key: String, revision| txn.compares.contains(&Compare { key, revision });
                 for decision in &rest[..taken] {
                     assert!(guards(unit_key(&decision.unit), decision.unit_revision));
-                    assert!(guards(schedule_key(&decision.unit), decision.schedule_revision));
+                    let schedule = guards(schedule_key(&decision.unit), decision.schedule_revision);
+                    assert_eq!(schedule, right.is_none());
                     assert!(decision.absent.as_ref().is_none_or(|id| guards(presence_key(id), 0)));
                 }
-                assert!(term.is_none_or(|term| guards(LEADER.to_owned(), term)));
+                assert!(guards(IMPORT.to_owned(), 0));
+                if let Some((term, fence)) = right {
+                    assert_eq!(txn.compares[0], Compare { key: LEADER.to_owned(), revision: term });
+                    assert!(guards(FENCE.to_owned(), fence));
+                }
                 assert_eq!(txn.ops.len(), taken);
                 rest = &rest[taken..];
             }

@@ -1,23 +1,48 @@
 //! Follows the store into the hub's view and the table of users: one snapshot, then changes; a new snapshot when changes were missed.
+//!
+//! While a registry is imported there is only a part of it, of which nobody must know: the view stays as it is, or empty, and is not
+//! up to date, for which everybody waits. What came of it a server follows as after its start: see [`Server::exchanged`].
 
-use super::Server;
+use super::{Server, transfer};
 use anyhow::Context;
 use fleet_registry::records::{Reader, RecordError};
-use fleet_registry::{Store, StoreError, Watch};
+use fleet_registry::{Snapshot, Store, StoreError, Watch};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tracing::{error, warn};
 
 /// How long to wait before asking a store again that can't be reached: doubled up to the second value.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// Why the registry is not followed any further.
+enum Ended {
+    Store(StoreError),
+    /// It is being imported.
+    Held,
+}
+
+impl From<StoreError> for Ended {
+    fn from(error: StoreError) -> Self {
+        Ended::Store(error)
+    }
+}
+
 impl<S: Store> Server<S> {
     pub(super) async fn follow(&self) -> anyhow::Result<()> {
         let mut pause = RETRY.0;
+        let mut held = false;
         loop {
             let ended = tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => return Ok(()),
-                ended = self.follow_once(&mut pause) => ended,
+                ended = self.follow_once(&mut pause, held) => ended,
+            };
+            let ended = match ended {
+                Ended::Held => {
+                    held = true;
+                    continue;
+                }
+                Ended::Store(error) => error,
             };
             match ended {
                 // A registry of our own is ours to mend; one that others share may be put right, or accepted, meanwhile.
@@ -38,18 +63,24 @@ impl<S: Store> Server<S> {
         }
     }
 
-    async fn follow_once(&self, pause: &mut Duration) -> StoreError {
+    /// `held`: it was being imported, which others acted on before.
+    async fn follow_once(&self, pause: &mut Duration, held: bool) -> Ended {
         let mut reader = Reader::default();
-        let snapshot = match self.store.range("").await {
+        let snapshot = match self.whole().await {
             Ok(snapshot) => snapshot,
-            Err(error) => return error,
+            Err(error) => return error.into(),
         };
+        if held {
+            self.exchanged.cancel();
+            // Whoever runs this server ends it.
+            std::future::pending::<()>().await;
+        }
         let applied = *self.hub.applied().borrow();
         if snapshot.revision < applied {
-            return StoreError::Unavailable(format!(
-                "it answers from revision {}, and this server knows {applied} already",
-                snapshot.revision
-            ));
+            let revision = snapshot.revision;
+            let reason =
+                format!("it answers from revision {revision}, and this server knows {applied} already");
+            return StoreError::Unavailable(reason).into();
         }
         let (changes, broken) = reader.snapshot(&snapshot);
         broken.iter().for_each(report);
@@ -59,14 +90,19 @@ impl<S: Store> Server<S> {
         self.hub.reset(changes, snapshot.revision);
         let mut watch = match self.store.watch("", snapshot.revision).await {
             Ok(watch) => watch,
-            Err(error) => return error,
+            Err(error) => return error.into(),
         };
         *pause = RETRY.0;
         loop {
             let batch = match watch.next().await {
                 Ok(batch) => batch,
-                Err(error) => return error,
+                Err(error) => return error.into(),
             };
+            if batch.events.iter().any(transfer::begins) {
+                self.importing.store(true, Ordering::Relaxed);
+                self.hub.rewind();
+                return Ended::Held;
+            }
             let mut changes = Vec::with_capacity(batch.events.len());
             let mut readable = Vec::with_capacity(batch.events.len());
             for event in &batch.events {
@@ -86,6 +122,30 @@ impl<S: Store> Server<S> {
             }
             self.hub.apply(changes, batch.revision);
             readable.into_iter().for_each(|key| self.hub.set_readable(key));
+        }
+    }
+}
+
+impl<S: Store> Server<S> {
+    /// All of the registry. While it is being imported, waits.
+    async fn whole(&self) -> Result<Snapshot, StoreError> {
+        let mut told = false;
+        loop {
+            let snapshot = self.store.range("").await?;
+            let importing = transfer::is_under_way(&snapshot);
+            self.importing.store(importing, Ordering::Relaxed);
+            if !importing {
+                return Ok(snapshot);
+            }
+            if !told {
+                warn!(
+                    "the registry is being imported: nothing is decided, and no machine is told anything, before that is complete. If \
+                     it was cut off, repeat it (fleetd registry import)"
+                );
+                told = true;
+            }
+            let mut watch = self.store.watch(transfer::IMPORT, snapshot.revision).await?;
+            while !watch.next().await?.events.iter().any(transfer::ends) {}
         }
     }
 }

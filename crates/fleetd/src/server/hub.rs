@@ -198,6 +198,11 @@ impl Hub {
         unreadable.keys().filter_map(|key| unit_of(key)).collect()
     }
 
+    /// Lets everybody wait who waits for the view: what it has is not what the registry has.
+    pub(super) fn rewind(&self) {
+        self.applied.send_replace(0);
+    }
+
     /// The view, for reading. The guard must not be held across an await.
     pub fn view(&self) -> RwLockReadGuard<'_, View> {
         self.view.read().unwrap_or_else(|poisoned| poisoned.into_inner())

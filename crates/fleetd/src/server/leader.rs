@@ -13,7 +13,7 @@
 mod tests;
 
 use super::Server;
-use super::engine::{Ended, Mandate};
+use super::engine::{Ended, Mandate, Term};
 use super::peers::{LEADER, Leader, LeaderRecord};
 use fleet_registry::{Compare, LeaseId, Store, StoreError, Txn};
 use std::time::Duration;
@@ -61,7 +61,8 @@ impl<S: Store> Server<S> {
                 Ok(Some((lease, term))) => {
                     let quiet = self.peers.trouble().is_none_or(|ago| ago > self.config.agent_ttl);
                     let grace = if succeeds && quiet { Duration::ZERO } else { self.config.agent_ttl };
-                    self.govern(lease, Mandate { term: Some(term), grace }, &mut leader).await?;
+                    let term = Some(Term { revision: term, lease });
+                    self.govern(lease, Mandate { term, grace }, &mut leader).await?;
                     succeeds = true;
                 }
                 Ok(None) => {}
@@ -112,8 +113,8 @@ impl<S: Store> Server<S> {
         mandate: Mandate,
         leader: &mut watch::Receiver<Option<Leader>>,
     ) -> anyhow::Result<()> {
-        info!("this server leads, in term {}", mandate.term.unwrap_or_default());
-        let term = mandate.term;
+        let term = mandate.term.map(|term| term.revision);
+        info!("this server leads, in term {}", term.unwrap_or_default());
         let replaced = async {
             let _ = leader.wait_for(|leader| leader.as_ref().map(|leader| leader.term) != term).await;
         };

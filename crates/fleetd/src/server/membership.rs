@@ -24,7 +24,7 @@ use std::time::SystemTime;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-const CA: &str = "ca";
+pub(super) const CA: &str = "ca";
 const TOKENS: &str = "token/";
 const MEMBERS: &str = "member/";
 const REMOVED: &str = "removed/";
@@ -119,6 +119,41 @@ pub(super) fn put<T: Serialize>(key: String, record: &T) -> Result<Op, Membershi
     match serde_json::to_vec(record) {
         Ok(value) => Ok(Op::Put { key, value, lease: None }),
         Err(error) => Err(MembershipError::Record { key, reason: error.to_string() }),
+    }
+}
+
+/// Whether a record can be read, if it is one of these.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn check_member_record(entry: &Entry) -> Result<(), String> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    fn of<T: DeserializeOwned>(entry: &Entry) -> Result<T, String> {
+        let not = |error| format!("not a record: {error}");
+        let Format { format } = serde_json::from_slice(&entry.value).map_err(not)?;
+        if format != FORMAT {
+            return Err(format!(
+                "format {format} is unknown here (known: {FORMAT}); is it of a newer fleetd?"
+            ));
+        }
+        serde_json::from_slice(&entry.value).map_err(not)
+    }
+    let machine = |id: &str| MachineId::parse(id).map(drop).map_err(|error| error.to_string());
+    match entry.key.split_once('/') {
+        None if &*entry.key == CA => {
+            let record: CaRecord = of(entry)?;
+            Authority::from_pem(&record.certificate, &record.key).map(drop).map_err(|error| error.to_string())
+        }
+        Some(("token", id)) => {
+            let record: TokenRecord = of(entry)?;
+            if record.id.to_string() == id { Ok(()) } else { Err("it is of another token".to_owned()) }
+        }
+        Some(("member", id)) => machine(id).and_then(|()| of::<MemberRecord>(entry).map(drop)),
+        Some(("removed", id)) => machine(id).and_then(|()| of::<RemovedRecord>(entry).map(drop)),
+        _ => Ok(()),
     }
 }
 

@@ -21,6 +21,7 @@ mod pace;
 mod peers;
 mod said;
 mod session;
+pub mod transfer;
 mod users;
 mod write;
 
@@ -30,13 +31,14 @@ pub use others::Answer;
 pub use peers::ServerRecord;
 pub use session::AskError;
 pub use users::{Access, Credential, Denied, NewUser, Role, UserRecord, Users};
-pub use write::{MachineMark, MetadataEdit, Put, WriteError};
+pub use write::{MachineMark, MetadataEdit, Put, UnitChange, WriteError};
 
 use crate::metrics::Metrics;
 use fleet_cluster::engine::Policy;
 use fleet_cluster::model::{MachineId, Time};
 use fleet_link::{ServerEnd, peer::PeerDialer};
 use fleet_registry::{Health, Store, StoreError};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{collections::HashMap, sync::Arc, sync::Mutex};
 use tokio::{sync::OnceCell, task::JoinSet, time::Instant};
@@ -74,8 +76,10 @@ pub struct Server<S: Store> {
     dialer: Arc<OnceCell<PeerDialer>>,
     metrics: Arc<Metrics>,
     started: Instant,
-    /// Cancelled when another registry was accepted.
+    /// Cancelled when another registry was accepted, or imported.
     exchanged: CancellationToken,
+    /// Whether the registry is being imported.
+    importing: Arc<AtomicBool>,
     cancel: CancellationToken,
 }
 
@@ -93,6 +97,7 @@ impl<S: Store> Clone for Server<S> {
             metrics: self.metrics.clone(),
             started: self.started,
             exchanged: self.exchanged.clone(),
+            importing: self.importing.clone(),
             cancel: self.cancel.clone(),
         }
     }
@@ -114,6 +119,7 @@ impl<S: Store> Server<S> {
             metrics: Arc::default(),
             started: Instant::now(),
             exchanged: CancellationToken::new(),
+            importing: Arc::default(),
             cancel,
         }
     }
@@ -161,10 +167,29 @@ impl<S: Store> Server<S> {
         Ok(())
     }
 
-    /// Cancelled when another registry was accepted: its CA, its members and its users are not those that this server knows and has
+    /// Cancelled when another registry was accepted, or one was imported: its CA, its members and its users are not those that this server knows and has
     /// sessions with, so it has to begin again.
     pub fn exchanged(&self) -> CancellationToken {
         self.exchanged.clone()
+    }
+
+    /// Whether the registry is being imported, so that nothing of it is known yet.
+    pub fn is_importing(&self) -> bool {
+        self.importing.load(Ordering::Relaxed)
+    }
+
+    /// All that lasts in the registry, and what is wrong with it.
+    pub async fn export_registry(&self) -> Result<(transfer::Archive, Vec<String>), transfer::TransferError> {
+        transfer::export(&self.store).await
+    }
+
+    /// Makes the registry what an archive says.
+    pub async fn import_registry(
+        &self,
+        archive: &transfer::Archive,
+        replace: bool,
+    ) -> Result<transfer::Imported, transfer::TransferError> {
+        transfer::import(&self.store, archive, replace).await
     }
 
     /// What it counts.

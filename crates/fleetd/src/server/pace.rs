@@ -2,8 +2,10 @@
 //!
 //! Many changes are to become few writes, and yet nobody who waits for one change should wait for the clock. So:
 //!
-//! - while units are on their way to what is wanted of them, states are written now and then;
+//! - while many units are on their way to what is wanted of them, states are written now and then, and less often the longer that
+//!   takes: a start of a thousand units is a handful of writes;
 //! - as soon as all are where they should be, or can't get there, states are written at once;
+//! - so is each step of a unit that was asked for by itself, or with few others, whatever else is going on;
 //! - but a unit that changes again and again uses up its turns, and then waits for others or for the clock: a flapping unit
 //!   is no flood of writes, and does not delay the others.
 
@@ -20,6 +22,8 @@ const TURNS: u32 = 20;
 const TURN: Duration = Duration::from_millis(500);
 /// With no more than so many units on their way each step of theirs is shown.
 const FEW: usize = 3;
+/// While many are on their way the time between writes doubles up to so many steps.
+const SLOWEST: u32 = 4;
 /// Units whose turns are remembered; those that have all of theirs are forgotten.
 const REMEMBERED: usize = 1024;
 
@@ -41,16 +45,26 @@ impl Turns {
     }
 }
 
+/// How many units on their way are written of.
+#[derive(Debug)]
+struct Bulk {
+    next: Instant,
+    step: Duration,
+}
+
 /// What a session remembers of its writes.
 #[derive(Debug)]
 pub(super) struct Pace {
     /// How often states are written while many units are on their way.
     step: Duration,
     on_the_way: BTreeSet<UnitName>,
+    /// Units of which something was wanted by itself, or with few others, and that were on their way at the last write.
+    alone: BTreeSet<UnitName>,
+    /// Many units are on their way, or were at the last write.
+    bulk: Option<Bulk>,
     /// Units that changed since the last write.
     changed: BTreeSet<UnitName>,
     turns: BTreeMap<UnitName, Turns>,
-    last: Option<Instant>,
     /// Not before then, after a failure.
     not_before: Option<Instant>,
 }
@@ -60,9 +74,10 @@ impl Pace {
         Pace {
             step,
             on_the_way: BTreeSet::new(),
+            alone: BTreeSet::new(),
+            bulk: None,
             changed: BTreeSet::new(),
             turns: BTreeMap::new(),
-            last: None,
             not_before: None,
         }
     }
@@ -85,16 +100,35 @@ impl Pace {
         }
     }
 
+    /// Notes that something else is wanted of these units, all at the same time.
+    pub(super) fn asked<'a>(&mut self, names: impl ExactSizeIterator<Item = &'a UnitName>) {
+        let few = names.len() <= FEW;
+        for name in names {
+            if few {
+                self.alone.insert(name.clone());
+            } else {
+                self.alone.remove(name);
+            }
+        }
+    }
+
     /// When what changed may be written.
     pub(super) fn next(&mut self, now: Instant) -> Instant {
+        if self.on_the_way.len() > FEW && self.bulk.is_none() {
+            self.bulk = Some(Bulk { next: now + self.step, step: self.step });
+        }
+        let in_bulk = self.bulk.as_ref().filter(|_| !self.on_the_way.is_empty()).map(|bulk| bulk.next);
+        let Pace { changed, alone, turns, .. } = self;
+        let counts = |name: &&UnitName| in_bulk.is_none() || is_urgent(alone, name);
+        let mut names = changed.iter().filter(counts).peekable();
         let mut at = now;
-        if self.on_the_way.len() > FEW {
-            at = at.max(self.last.map_or(now, |last| last + self.step));
-        } else if !self.changed.is_empty() {
+        if names.peek().is_none() {
+            at = at.max(in_bulk.unwrap_or(now));
+        } else {
             // One unit that still has a turn is enough: the others come along.
-            let mut soonest = None;
-            for name in &self.changed {
-                let turn = match self.turns.get_mut(name) {
+            let mut soonest = in_bulk;
+            for name in names {
+                let turn = match turns.get_mut(name) {
                     None => now,
                     Some(turns) => {
                         turns.earn(now);
@@ -114,13 +148,17 @@ impl Pace {
     /// States were written.
     pub(super) fn wrote(&mut self, now: Instant) {
         // Bulk work is paced by the clock, not by turns.
-        if self.on_the_way.len() <= FEW && self.changed.len() <= FEW {
-            for name in &self.changed {
-                let turns = self.turns.entry(name.clone()).or_insert(Turns { left: TURNS, since: now });
-                turns.earn(now);
-                turns.left = turns.left.saturating_sub(1);
-            }
+        let few = self.on_the_way.len() <= FEW && self.changed.len() <= FEW;
+        for name in self.changed.iter().filter(|name| few || is_urgent(&self.alone, name)) {
+            let turns = self.turns.entry(name.clone()).or_insert(Turns { left: TURNS, since: now });
+            turns.earn(now);
+            turns.left = turns.left.saturating_sub(1);
         }
+        self.bulk = self.bulk.take().filter(|_| self.on_the_way.len() > FEW).map(|bulk| {
+            let step = (bulk.step * 2).min(self.step * SLOWEST);
+            Bulk { next: now + step, step }
+        });
+        self.alone.retain(|name| self.on_the_way.contains(name));
         if self.turns.len() > REMEMBERED {
             self.turns.retain(|_, turns| {
                 turns.earn(now);
@@ -128,7 +166,6 @@ impl Pace {
             });
         }
         self.changed.clear();
-        self.last = Some(now);
         self.not_before = None;
     }
 
@@ -136,6 +173,11 @@ impl Pace {
     pub(super) fn failed(&mut self, until: Instant) {
         self.not_before = Some(until);
     }
+}
+
+/// Whether somebody waits for a unit, though many others are on their way. Where many are asked for one by one, these are many, too.
+fn is_urgent(alone: &BTreeSet<UnitName>, name: &UnitName) -> bool {
+    alone.len() <= FEW && alone.contains(name)
 }
 
 /// Whether a unit is what it should be, or can't become it.
@@ -205,19 +247,56 @@ mod tests {
             pace.note(&name(number), Some(&wanted()), None, false);
         }
         pace.note(&name(0), Some(&wanted()), Some(&report("activating")), true);
-        assert_eq!(pace.next(now), now);
-        pace.wrote(now);
-        let mut writes = 1;
+        assert_eq!(pace.next(now), now + STEP);
+        let mut written = Vec::new();
         for number in 0..100 {
             pace.note(&name(number), Some(&wanted()), Some(&report("active")), true);
-            let now = now + Duration::from_millis(10) * u32::try_from(number).unwrap();
+            let now = now + Duration::from_millis(100) * u32::try_from(number).unwrap();
             if pace.next(now) <= now {
                 pace.wrote(now);
-                writes += 1;
+                written.push(number);
             }
         }
-        assert_eq!(pace.next(now + STEP), now + STEP);
-        assert!(writes <= 1 + FEW + 1, "{writes}");
+        // After one, two, four seconds, and when the last is there.
+        assert_eq!(written, [10, 30, 70, 99]);
+    }
+
+    #[test]
+    fn who_asks_for_one_unit_does_not_wait_for_many() {
+        let now = Instant::now();
+        let mut pace = Pace::new(STEP);
+        let many: Vec<_> = (0..100).map(name).collect();
+        pace.asked(many.iter());
+        for name in &many {
+            pace.note(name, Some(&wanted()), Some(&report("activating")), true);
+        }
+        assert_eq!(pace.next(now), now + STEP);
+        pace.asked([name(500)].iter());
+        pace.note(&name(500), Some(&wanted()), None, false);
+        assert_eq!(pace.next(now), now + STEP, "nothing is known of it yet");
+        for active in ["activating", "active"] {
+            pace.note(&name(500), Some(&wanted()), Some(&report(active)), true);
+            assert_eq!(pace.next(now), now, "{active}");
+            pace.wrote(now);
+        }
+        // Others that ask for many one by one are many, too.
+        for number in 600..600 + FEW + 1 {
+            pace.asked([name(number)].iter());
+            pace.note(&name(number), Some(&wanted()), Some(&report("activating")), true);
+        }
+        assert!(pace.next(now) > now);
+        // The last ones are not waited for without end when others settle.
+        let later = now + STEP * SLOWEST;
+        for number in 0..98 {
+            pace.note(&name(number), Some(&wanted()), Some(&report("active")), true);
+        }
+        for number in 600..600 + FEW + 1 {
+            pace.note(&name(number), Some(&wanted()), Some(&report("active")), true);
+        }
+        assert_eq!(pace.next(later), later);
+        pace.wrote(later);
+        pace.note(&name(99), Some(&wanted()), Some(&report("active")), true);
+        assert_eq!(pace.next(later), later, "the last few are few");
     }
 
     #[test]

@@ -28,7 +28,7 @@ use tracing::warn;
 
 /// The key of the leader's record.
 pub(super) const LEADER: &str = "leader";
-const SERVERS: &str = "server/";
+pub(super) const SERVERS: &str = "server/";
 const FORMAT: u32 = 1;
 
 /// For how long a server counts as there after it renewed its record last.

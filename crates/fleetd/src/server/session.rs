@@ -353,6 +353,7 @@ impl<S: Store> Session<'_, S> {
                 }
             }
         }
+        self.pace.asked(changes.keys());
         changes.is_empty() || self.send.send(ToAgent::Changes(changes)).await.is_ok()
     }
 

@@ -231,6 +231,21 @@ fn user_of(key: &str, entry: Option<&Entry>) -> Option<(UserName, Option<UserRec
     Some((name, record))
 }
 
+/// Whether a record can be read, if it is a user's.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn check_user_record(entry: &Entry) -> Result<(), String> {
+    let Some(name) = entry.key.strip_prefix(USERS) else { return Ok(()) };
+    UserName::parse(name).map_err(|error| error.to_string())?;
+    match read::<UserRecord>(entry) {
+        Ok(record) if record.format == FORMAT => Ok(()),
+        Ok(record) => Err(format!("format {} is unknown here (known: {FORMAT})", record.format)),
+        Err(MembershipError::Record { reason, .. }) => Err(reason),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn user_key(name: &UserName) -> String {
     format!("{USERS}{name}")
 }

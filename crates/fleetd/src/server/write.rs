@@ -1,17 +1,24 @@
 //! What the API writes: units and metadata edits, each guarded by the revision it was decided from.
+//!
+//! A change of a unit is first worked out from the view ([`Plan`]), then committed; where somebody else was faster it is worked out anew.
+//! Many changes that come together are committed together, as many as fit in a transaction.
 
 use super::{Server, membership::member_key};
 use crate::metrics::Operation;
 use fleet_cluster::model::*;
 use fleet_registry::records::*;
+use fleet_registry::store::{MAX_BYTES, MAX_OPS};
 use fleet_registry::{Compare, Op, Store, StoreError, Txn};
 use fleet_unit::{RequirementError, Requirements, UnitFile, UnitName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 use tracing::info;
 
 /// How often a write is decided again when somebody else wrote first.
 pub(super) const ATTEMPTS: usize = 16;
+
+/// The most changes in one transaction: what an engine decides of as many fits in one, too.
+const TOGETHER: usize = MAX_OPS - 3;
 
 /// What putting a unit did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +27,53 @@ pub enum Put {
     Created,
     /// The desired state was set (or was so already).
     Updated,
+}
+
+/// What is to become of a unit.
+#[derive(Clone, Debug)]
+pub enum UnitChange {
+    /// It is made, its file is replaced, or its desired state set.
+    Put {
+        /// Its name.
+        name: UnitName,
+        /// The file, where it is new or to be replaced.
+        file: Option<UnitFile>,
+        /// The desired state, if it is to be set.
+        desired: Option<DesiredState>,
+    },
+    /// It is destroyed: its record and its place go at once; its machine stops it and takes it away.
+    Destroy(UnitName),
+}
+
+impl UnitChange {
+    fn name(&self) -> &UnitName {
+        match self {
+            UnitChange::Put { name, .. } | UnitChange::Destroy(name) => name,
+        }
+    }
+}
+
+/// What a change comes to, as far as the view knows: if the conditions hold these writes are made, if any, and that is the outcome.
+struct Plan {
+    compares: Vec<Compare>,
+    ops: Vec<Op>,
+    outcome: Result<Put, WriteError>,
+}
+
+impl Plan {
+    /// Nothing is to be written; the condition confirms it: nothing else would show that another server knows more.
+    fn nothing(name: &UnitName, revision: Revision, outcome: Result<Put, WriteError>) -> Self {
+        Plan { compares: vec![Compare { key: unit_key(name), revision }], ops: Vec::new(), outcome }
+    }
+
+    /// Bytes, as a transaction counts them.
+    fn size(&self) -> usize {
+        let values = self.ops.iter().map(|op| match op {
+            Op::Put { value, .. } => op.key().len() + value.len(),
+            Op::Delete { .. } => op.key().len(),
+        });
+        self.compares.iter().map(|compare| compare.key.len()).chain(values).sum()
+    }
 }
 
 /// Why a write was refused. Texts as the original's where it had one (golden/19-api.txt).
@@ -100,79 +154,160 @@ impl<S: Store> Server<S> {
         file: Option<UnitFile>,
         desired: Option<DesiredState>,
     ) -> Result<Put, WriteError> {
+        self.change_unit(&UnitChange::Put { name: name.clone(), file, desired }).await
+    }
+
+    /// Destroys a unit.
+    pub async fn delete_unit(&self, name: &UnitName) -> Result<(), WriteError> {
+        self.change_unit(&UnitChange::Destroy(name.clone())).await.map(drop)
+    }
+
+    async fn change_unit(&self, change: &UnitChange) -> Result<Put, WriteError> {
+        for _ in 0..ATTEMPTS {
+            let Plan { compares, ops, outcome } = self.plan(change).await?;
+            let writes = !ops.is_empty();
+            if let Some(revision) = self.try_commit(Txn { compares, ops }).await? {
+                if writes {
+                    self.hub.reached(revision).await;
+                }
+                return outcome;
+            }
+        }
+        Err(WriteError::Contended(change.name().to_string()))
+    }
+
+    /// Makes many changes, in order, and answers when the view has them: for each what came of it. Each stands for itself: one that is
+    /// refused does not keep the others from being made.
+    pub async fn change_units(&self, changes: &[UnitChange]) -> Vec<Result<Put, WriteError>> {
+        let mut outcomes = Vec::with_capacity(changes.len());
+        let mut newest = 0;
+        while outcomes.len() < changes.len() {
+            let done = outcomes.len();
+            let rest = changes.get(done..).unwrap_or_default();
+            let (txn, together) = self.plan_together(rest).await;
+            let (taken, writes) = (together.len(), !txn.ops.is_empty());
+            match self.try_commit(txn).await {
+                Ok(Some(revision)) => {
+                    newest = if writes { revision } else { newest };
+                    outcomes.extend(together);
+                }
+                // Whose ground has changed shows only when each is tried by itself.
+                Ok(None) | Err(WriteError::Store(StoreError::TooLarge(_))) => {
+                    for change in rest.iter().take(taken) {
+                        outcomes.push(self.change_unit(change).await);
+                    }
+                }
+                // Those after them would fare no better, and somebody waits.
+                Err(error) => {
+                    outcomes.resize(done + taken, Err(error));
+                    let left = "it was not tried, since the registry did not take what came before it";
+                    let left = WriteError::Store(StoreError::Unavailable(left.to_owned()));
+                    outcomes.resize(changes.len(), Err(left));
+                }
+            }
+        }
+        self.hub.reached(newest).await;
+        outcomes
+    }
+
+    /// One transaction of as many changes as fit, from the first on, with what comes of each if it is committed.
+    async fn plan_together(&self, changes: &[UnitChange]) -> (Txn, Vec<Result<Put, WriteError>>) {
+        let (mut txn, mut outcomes, mut bytes) = (Txn::default(), Vec::new(), 0);
+        let mut names = BTreeSet::new();
+        for change in changes {
+            // A second change of a unit is worked out when the first is in the view.
+            if !names.insert(change.name()) {
+                break;
+            }
+            let plan = match self.plan(change).await {
+                Ok(plan) => plan,
+                Err(refused) => {
+                    outcomes.push(Err(refused));
+                    continue;
+                }
+            };
+            bytes += plan.size();
+            let conditions = txn.compares.len() + plan.compares.len();
+            let full =
+                conditions > TOGETHER || txn.ops.len() + plan.ops.len() > TOGETHER || bytes > MAX_BYTES;
+            if full && !txn.compares.is_empty() {
+                break;
+            }
+            txn.compares.extend(plan.compares);
+            txn.ops.extend(plan.ops);
+            outcomes.push(plan.outcome);
+        }
+        (txn, outcomes)
+    }
+
+    /// What a change comes to.
+    ///
+    /// # Errors
+    /// Why it can't be made, whatever the registry says.
+    async fn plan(&self, change: &UnitChange) -> Result<Plan, WriteError> {
+        match change {
+            UnitChange::Put { name, file, desired } => self.plan_put(name, file.as_ref(), *desired),
+            UnitChange::Destroy(name) => Ok(self.plan_destroy(name).await?),
+        }
+    }
+
+    fn plan_put(
+        &self,
+        name: &UnitName,
+        file: Option<&UnitFile>,
+        desired: Option<DesiredState>,
+    ) -> Result<Plan, WriteError> {
         if let Some(reason) = self.hub.unchangeable(name) {
             return Err(WriteError::Unreadable(reason));
         }
-        for _ in 0..ATTEMPTS {
-            let known =
-                self.hub.view().unit(name).map(|unit| (unit.file.clone(), unit.desired, unit.revision));
-            let (put, file, desired, guard) = match (known, &file) {
-                (None, None) => match self.is_current(name, 0).await? {
-                    true => return Err(WriteError::NoFile),
-                    false => continue,
-                },
-                (None, Some(file)) => (Put::Created, file.clone(), desired.unwrap_or_default(), 0),
-                (Some((known, _, revision)), Some(file)) if known.hash() != file.hash() => {
-                    (Put::Created, file.clone(), desired.unwrap_or_default(), revision)
+        let known = self.hub.view().unit(name).map(|unit| (unit.file.clone(), unit.desired, unit.revision));
+        let (put, file, desired, revision) = match (known, file) {
+            (None, None) => return Ok(Plan::nothing(name, 0, Err(WriteError::NoFile))),
+            (None, Some(file)) => (Put::Created, file.clone(), desired.unwrap_or_default(), 0),
+            (Some((known, _, revision)), Some(file)) if known.hash() != file.hash() => {
+                (Put::Created, file.clone(), desired.unwrap_or_default(), revision)
+            }
+            (Some((known, before, revision)), _) => {
+                let Some(desired) = desired else { return Err(WriteError::NoDesiredState) };
+                if desired == before {
+                    return Ok(Plan::nothing(name, revision, Ok(Put::Updated)));
                 }
-                (Some((known, before, revision)), _) => {
-                    let Some(desired) = desired else { return Err(WriteError::NoDesiredState) };
-                    if desired == before {
-                        match self.is_current(name, revision).await? {
-                            true => return Ok(Put::Updated),
-                            false => continue,
-                        }
-                    }
-                    (Put::Updated, known, desired, revision)
-                }
-            };
-            if name.is_template() && desired != DesiredState::Inactive {
-                return Err(WriteError::Template(name.clone()));
+                (Put::Updated, known, desired, revision)
             }
-            if put == Put::Created {
-                Requirements::of(name, &file)?;
-            }
-            let compares = vec![Compare { key: unit_key(name), revision: guard }];
-            let ops = vec![put_unit(name, &file, desired)];
-            if let Some(revision) = self.try_commit(Txn { compares, ops }).await? {
-                self.hub.reached(revision).await;
-                return Ok(put);
-            }
+        };
+        if name.is_template() && desired != DesiredState::Inactive {
+            return Err(WriteError::Template(name.clone()));
         }
-        Err(WriteError::Contended(name.to_string()))
+        if put == Put::Created {
+            Requirements::of(name, &file)?;
+        }
+        let compares = vec![Compare { key: unit_key(name), revision }];
+        Ok(Plan { compares, ops: vec![put_unit(name, &file, desired)], outcome: Ok(put) })
     }
 
-    /// Destroys a unit: its record and its place go at once; its machine stops it and takes it away.
-    pub async fn delete_unit(&self, name: &UnitName) -> Result<(), WriteError> {
-        for _ in 0..ATTEMPTS {
-            let known = if self.hub.unchangeable(name).is_some() {
-                Some((self.stored(&unit_key(name)).await?, self.stored(&schedule_key(name)).await?))
-            } else {
-                let view = self.hub.view();
-                let place = view.place(name).map_or(0, |(_, revision)| revision);
-                view.unit(name).map(|unit| (unit.revision, place))
-            };
-            let (unit, place) = match known {
-                Some(known) => known,
-                None if self.is_current(name, 0).await? => return Err(WriteError::NoUnit),
-                None => continue,
-            };
-            let mut txn = Txn {
-                compares: vec![
-                    Compare { key: unit_key(name), revision: unit },
-                    Compare { key: schedule_key(name), revision: place },
-                ],
-                ops: vec![Op::Delete { key: unit_key(name) }],
-            };
-            if place != 0 {
-                txn.ops.push(Op::Delete { key: schedule_key(name) });
-            }
-            if let Some(revision) = self.try_commit(txn).await? {
-                self.hub.reached(revision).await;
-                return Ok(());
-            }
+    async fn plan_destroy(&self, name: &UnitName) -> Result<Plan, StoreError> {
+        let known = if self.hub.unchangeable(name).is_some() {
+            Some((self.stored(&unit_key(name)).await?, self.stored(&schedule_key(name)).await?))
+        } else {
+            let view = self.hub.view();
+            let place = view.place(name).map_or(0, |(_, revision)| revision);
+            view.unit(name).map(|unit| (unit.revision, place))
+        };
+        let Some((unit, place)) = known else {
+            return Ok(Plan::nothing(name, 0, Err(WriteError::NoUnit)));
+        };
+        let mut plan = Plan {
+            compares: vec![
+                Compare { key: unit_key(name), revision: unit },
+                Compare { key: schedule_key(name), revision: place },
+            ],
+            ops: vec![Op::Delete { key: unit_key(name) }],
+            outcome: Ok(Put::Updated),
+        };
+        if place != 0 {
+            plan.ops.push(Op::Delete { key: schedule_key(name) });
         }
-        Err(WriteError::Contended(name.to_string()))
+        Ok(plan)
     }
 
     /// The revision of a record, as the store has it.
@@ -250,11 +385,6 @@ impl<S: Store> Server<S> {
             None => MachineRecord { format: FORMAT, ..MachineRecord::default() },
         };
         Ok((record, Compare { key, revision }))
-    }
-
-    /// Whether the view is right about a unit: where nothing is written, nothing else would show that another server knows more.
-    async fn is_current(&self, name: &UnitName, revision: Revision) -> Result<bool, WriteError> {
-        Ok(self.try_commit(Txn::default().when(unit_key(name), revision)).await?.is_some())
     }
 
     /// Commits; `None` when a guard did not hold, after the view has caught up with the store.
