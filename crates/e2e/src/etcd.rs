@@ -146,6 +146,16 @@ pub struct Members<'a> {
     hosts: &'a [Host],
 }
 
+impl<'a> Members<'a> {
+    /// Starts an etcd with a member in each of these hosts.
+    pub fn start(hosts: &'a [Host]) -> Result<Members<'a>> {
+        let members = Members { hosts };
+        members.configure("new", hosts.len())?;
+        members.boot_all()?;
+        Ok(members)
+    }
+}
+
 impl Members<'_> {
     /// The URL for clients of one member.
     pub fn endpoint(&self, member: usize) -> String {
@@ -153,7 +163,7 @@ impl Members<'_> {
     }
 
     /// All of them as a list of fleet.conf.
-    fn quoted(&self) -> String {
+    pub fn quoted(&self) -> String {
         let all: Vec<String> = (0..self.hosts.len()).map(|n| format!("\"{}\"", self.endpoint(n))).collect();
         format!("[{}]", all.join(", "))
     }

@@ -30,6 +30,7 @@ mod torture;
 mod tunnel;
 mod tutorial;
 mod unprivileged;
+mod upgrading;
 mod users;
 
 /// A service that runs until it is stopped.

@@ -70,6 +70,8 @@ pub struct EtcdConfig {
     pub key_prefix: String,
     /// How long one request may take.
     pub request_timeout: Duration,
+    /// For how long etcd is to keep its history at the least; none: that is left to etcd.
+    pub compaction: Option<Duration>,
     /// PEM file of the authorities whose certificates are trusted.
     pub ca_file: Option<PathBuf>,
     /// PEM file of the client's key; there if and only if `cert_file` is.
@@ -227,8 +229,11 @@ pub enum ConfigError {
     Unusable(String),
 }
 
+/// For how long etcd keeps its history unless somebody says otherwise.
+const COMPACTION: Duration = Duration::from_secs(3600);
+
 /// Every key there is, in the order of docs/CONFIGURATION.md.
-pub const KEYS: [&str; 30] = [
+pub const KEYS: [&str; 31] = [
     "verbosity",
     "etcd_servers",
     "etcd_username",
@@ -238,6 +243,7 @@ pub const KEYS: [&str; 30] = [
     "etcd_cafile",
     "etcd_key_prefix",
     "etcd_request_timeout",
+    "etcd_compaction",
     "engine_reconcile_interval",
     "public_ip",
     "metadata",
@@ -618,6 +624,7 @@ impl Options {
             servers: self.read("etcd_servers", Vec::new(), servers)?,
             key_prefix: self.read("etcd_key_prefix", "/_coreos.com/fleet/".into(), key_prefix)?,
             request_timeout: self.read("etcd_request_timeout", Duration::from_secs(1), seconds)?,
+            compaction: self.read("etcd_compaction", Some(COMPACTION), compaction)?,
             ca_file: self.path("etcd_cafile"),
             key_file: self.path("etcd_keyfile"),
             cert_file: self.path("etcd_certfile"),
@@ -694,6 +701,18 @@ fn seconds(text: &str) -> Result<Duration, String> {
         return Err(format!("{} is too long; at most a day is possible", shown(text)));
     }
     Ok(duration)
+}
+
+/// A time to keep something for, or `off`.
+fn compaction(text: &str) -> Result<Option<Duration>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let retention = duration::parse(text).map_err(|error| format!("{error}; or off"))?;
+    if !(Duration::from_secs(60)..=Duration::from_secs(30 * 86_400)).contains(&retention) {
+        return Err(format!("{} is not between 1m and 720h", shown(text)));
+    }
+    Ok(Some(retention))
 }
 
 fn agent_ttl(text: &str) -> Result<Duration, String> {

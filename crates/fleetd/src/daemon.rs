@@ -152,6 +152,7 @@ async fn serve(
         let store = etcd::open(&config.etcd, &config.state_directory)?;
         tokio::select! {
             checked = moved::check_etcd(&store, &config.state_directory) => checked?,
+            told = etcd::tell(store.contact(), notifier.clone(), CancellationToken::new()) => told?,
             _ = terminate.recv() => return Ok(None),
             _ = interrupt.recv() => return Ok(None),
         }

@@ -19,8 +19,9 @@
 //!
 //! # Who compacts
 //!
-//! etcd keeps every change until it is told not to, and by default nobody tells it. The leader does, through [`Store::tidy`]. Compaction is of
-//! the whole etcd: others who use the same one see it, too.
+//! etcd keeps every change until it is told not to, and by default nobody tells it: after some months it would be full, and refuse
+//! all writes. So the leader does, through [`Store::tidy`], unless [`EtcdConfig::compaction`] says otherwise. Compaction is of the whole
+//! etcd; who shares one with programs that read old revisions leaves it to etcd (`--auto-compaction-retention`).
 mod config;
 mod connection;
 mod convert;
@@ -57,8 +58,6 @@ const PAGE: i64 = 500;
 const LARGEST_PAGE: i64 = 4000;
 /// Pages below this size, bytes, may be larger.
 const SMALL_PAGE: usize = 1 << 20;
-/// How long changes are kept for watches that were interrupted. Kubernetes, which many know, does the same.
-const RETENTION: Duration = Duration::from_secs(300);
 /// How often a list is begun anew that was overtaken by compactions.
 const LISTINGS: usize = 3;
 
@@ -198,7 +197,10 @@ impl EtcdStore {
             if before > done {
                 match self.compact(before).await {
                     Ok(()) => done = before,
-                    Err(error) => tracing::warn!("compacting etcd: {error}"),
+                    Err(error) => tracing::warn!(
+                        "etcd's history can't be compacted: {error}. It grows until etcd is full, unless etcd does it by itself \
+                         (--auto-compaction-retention); then etcd_compaction=off"
+                    ),
                 }
             }
             before = self.seen();
@@ -218,7 +220,10 @@ impl Store for EtcdStore {
     }
 
     async fn tidy(&self) -> Infallible {
-        self.keep_compacted(RETENTION).await
+        match self.0.members.settings.compaction {
+            Some(retention) => self.keep_compacted(retention).await,
+            None => std::future::pending().await,
+        }
     }
 
     async fn range(&self, prefix: &str) -> Result<Snapshot, StoreError> {

@@ -4,6 +4,7 @@
 //! a booted host, each figure beside what systemd alone takes for the same work.
 
 mod cluster;
+mod etcd;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -42,6 +43,8 @@ enum What {
     Cluster,
     /// Many simulated agents on one server
     Agents,
+    /// What a cluster asks of etcd, and fleet 1.0 beside it if FLEET_ORIGINAL_DIR has its programs
+    Etcd,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -61,6 +64,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if wanted(What::Cluster) {
         step("packages", packages::ensure)?;
         step("three machines", || report(&cluster::run(&release()?)?))?;
+    }
+    if wanted(What::Etcd) {
+        step("packages", packages::ensure)?;
+        step("load on etcd", || report(&etcd::run(&release()?)?))?;
     }
     if wanted(What::Agents) {
         step("packages", packages::ensure)?;
@@ -84,8 +91,11 @@ struct Figure {
     unit: &'static str,
 }
 
-/// Builds what is measured, and says where it is.
+/// Builds what is measured, and says where it is; `FLEET_BIN_DIR` names something else.
 fn release() -> Result<PathBuf> {
+    if let Some(directory) = std::env::var_os("FLEET_BIN_DIR") {
+        return Ok(directory.into());
+    }
     run_command(cargo(&["build", "--release", "-p", "fleetd", "-p", "fleetctl"]))?;
     Ok(target_dir()?.join("release"))
 }

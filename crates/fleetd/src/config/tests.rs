@@ -49,6 +49,7 @@ fn defaults() {
                 servers: vec![],
                 key_prefix: "/_coreos.com/fleet/".into(),
                 request_timeout: Duration::from_secs(1),
+                compaction: Some(Duration::from_secs(3600)),
                 ca_file: None,
                 key_file: None,
                 cert_file: None,
@@ -182,6 +183,8 @@ fn values_with_a_type() {
         Some(Duration::from_millis(500))
     );
     assert_eq!(config("etcd_request_timeout=1.5").etcd.request_timeout, Duration::from_millis(1500));
+    assert_eq!(config("etcd_compaction=off").etcd.compaction, None);
+    assert_eq!(config("etcd_compaction=24h").etcd.compaction, Some(Duration::from_secs(86_400)));
     assert_eq!(config("etcd_request_timeout=250ms").etcd.request_timeout, Duration::from_millis(250));
     assert_eq!(config("verbosity=1").verbosity, 1);
     assert_eq!(config("verbosity=-3").verbosity, 0);
@@ -238,6 +241,7 @@ fn values_that_cannot_be() {
         ("engine_reconcile_interval=NaN", "engine_reconcile_interval: \"NaN\" is no number of seconds"),
         ("engine_reconcile_interval=1e300", "engine_reconcile_interval: \"1e300\" is no number of seconds"),
         ("engine_reconcile_interval=soon", "engine_reconcile_interval: time: invalid duration \"soon\""),
+        ("etcd_compaction=1s", "etcd_compaction: \"1s\" is not between 1m and 720h"),
         ("etcd_request_timeout=-1", "etcd_request_timeout: \"-1\" is no number of seconds"),
         ("token_limit=0", "token_limit: \"0\" is no number of entries"),
         ("token_limit=many", "token_limit: \"many\" is no number of entries"),

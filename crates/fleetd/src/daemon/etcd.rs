@@ -48,6 +48,7 @@ pub(super) fn open_as(config: &EtcdConfig, last: Option<Identity>) -> Result<Etc
             username,
             password,
             request_timeout: config.request_timeout,
+            compaction: config.compaction,
         },
         last,
     )?;

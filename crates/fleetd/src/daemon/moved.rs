@@ -9,13 +9,10 @@ use anyhow::{Context, Result, bail};
 use fleet_registry::records::UNITS;
 use fleet_registry::{EmbeddedStore, EtcdStore, Store, embedded};
 use std::{fs, io, path::Path, time::Duration};
-use tokio::time::Instant;
-use tracing::warn;
+use tracing::debug;
 
 /// How long to wait before asking etcd again.
 const RETRY: Duration = Duration::from_millis(500);
-/// How often it is said that etcd can't be reached.
-const COMPLAIN: Duration = Duration::from_secs(60);
 
 /// What to do, as docs/UPGRADING.md says.
 const HOW: &str = "see docs/UPGRADING.md";
@@ -39,16 +36,13 @@ pub(super) async fn check_etcd(store: &EtcdStore, state_directory: &Path) -> Res
     if state_directory.join(FILE).exists() || !embedded::exists(state_directory) {
         return Ok(());
     }
-    let mut told: Option<Instant> = None;
     loop {
         match store.range(UNITS).await {
             Ok(units) if !units.entries.is_empty() => return Ok(()),
             Ok(_) => break,
             Err(error) => {
-                if told.is_none_or(|at| at.elapsed() >= COMPLAIN) {
-                    warn!("waiting for etcd, to see whether the registry was brought there: {error}");
-                    told = Some(Instant::now());
-                }
+                // How etcd is is told elsewhere.
+                debug!("waiting for etcd, to see whether the registry was brought there: {error}");
                 tokio::time::sleep(RETRY).await;
             }
         }

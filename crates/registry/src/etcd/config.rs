@@ -17,6 +17,9 @@ const PORT: u16 = 2379;
 /// Where systems keep the authorities they trust: Debian and its kin, Red Hat and its kin.
 const SYSTEM_ROOTS: [&str; 2] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 
+/// For how long etcd keeps its history unless somebody says otherwise.
+const COMPACTION: Duration = Duration::from_secs(3600);
+
 /// Where etcd is reached, and how. Its `Debug` shows no secret.
 #[derive(Clone)]
 pub struct EtcdConfig {
@@ -36,6 +39,8 @@ pub struct EtcdConfig {
     pub password: Option<String>,
     /// How long a call may take.
     pub request_timeout: Duration,
+    /// For how long etcd is to keep its history at the least, for watches that were interrupted; none: that is left to etcd.
+    pub compaction: Option<Duration>,
 }
 
 impl Default for EtcdConfig {
@@ -49,6 +54,7 @@ impl Default for EtcdConfig {
             username: None,
             password: None,
             request_timeout: Duration::from_secs(1),
+            compaction: Some(COMPACTION),
         }
     }
 }
@@ -86,6 +92,7 @@ pub(super) struct Settings {
     pub(super) tls: Option<Arc<ClientConfig>>,
     pub(super) login: Option<Login>,
     pub(super) timeout: Duration,
+    pub(super) compaction: Option<Duration>,
 }
 
 /// A user and the password.
@@ -152,7 +159,8 @@ impl Settings {
             (None, Some(_)) => return Err(wrong("etcd_password")("etcd_username is missing".to_owned())),
         };
         let layout = Layout::new(&config.prefix);
-        Ok(Settings { endpoints, layout, tls, login, timeout: config.request_timeout })
+        let EtcdConfig { request_timeout: timeout, compaction, .. } = config;
+        Ok(Settings { endpoints, layout, tls, login, timeout, compaction })
     }
 }
 
