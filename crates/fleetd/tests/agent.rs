@@ -258,3 +258,42 @@ async fn a_start_that_fleetd_did_not_see_the_end_of_is_remembered() {
     assert_eq!(rig.systemd.active(&timer), "active");
     rig.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_another_fleet_left_goes_on_until_it_is_wanted() {
+    let (old, other) = (name("old.service"), name("other.service"));
+    let file = UnitFile::parse(SLEEP).unwrap();
+    let systemd = MemorySystemd::default();
+    for unit in [&old, &other] {
+        systemd.install(&[(unit.clone(), file.clone())]).await.pop().unwrap().unwrap();
+        systemd.start(unit).await.unwrap();
+        systemd.mark(&[(unit.clone(), Some(Mark::Inherited(file.hash())))]).await.pop().unwrap().unwrap();
+    }
+    // Nothing is wanted, and nothing happens; nor is anything reported, also when fleetd is restarted.
+    let mut rig = Rig::new(systemd).await;
+    for _ in 0..2 {
+        rig.snapshot(&[]).await;
+        rig.quiet().await;
+        assert_eq!(rig.reports.len(), 0);
+        assert_eq!((rig.systemd.jobs(&old), rig.systemd.jobs(&other)), ((1, 0), (1, 0)));
+        rig.task.abort();
+        rig = Rig::new(rig.systemd.reconnect()).await;
+    }
+    // One is wanted: it is taken over as it runs.
+    rig.snapshot(&[("old.service", wanted(SLEEP, DesiredState::Launched))]).await;
+    rig.until_active("old.service", "active").await;
+    rig.until("it counts as launched", |r| r.get(&old).is_some_and(|r| r.current == CurrentState::Launched))
+        .await;
+    assert_eq!(rig.systemd.jobs(&old), (1, 0));
+    assert_eq!(rig.systemd.marked(&old), Some(Mark::Launched(file.hash())));
+    // From then on it is as any other.
+    rig.change("old.service", None).await;
+    rig.until("it is gone", |r| r.is_empty()).await;
+    assert_eq!(rig.systemd.jobs(&old), (1, 1));
+    // A fleetd that takes its units along leaves what is not its own.
+    rig.purge.cancel();
+    rig.cancel.cancel();
+    rig.task.await.unwrap();
+    assert_eq!(rig.systemd.active(&other), "active");
+    assert!(rig.systemd.has_file(&other));
+}

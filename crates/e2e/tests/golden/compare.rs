@@ -19,7 +19,11 @@ static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
             r"(?m)^((?:[0-9a-f]{8} \S+)? *)\w{3} \d\d \d\d:\d\d:\d\d (gold-\d) ([^\[\s]+)\[\d+\]:",
             "$1<JTIME> $2 $3[<PID>]:",
         ),
-        // A unit that says so every second: how often depends on when one looks.
+        // A unit that says so every second: how often depends on when one looks; and it may be faster than systemd's own line.
+        (
+            r"(<JTIME> gold-1 bash\[<PID>\]: Hello, world\n)(<JTIME> gold-1 systemd\[<PID>\]: Started [^\n]*\n)",
+            "$2$1",
+        ),
         (r"(<JTIME> gold-1 bash\[<PID>\]: Hello, world\n)+", "$1"),
         (r"(?m)^(   Duration): .*$", "$1: <TIME>"),
         (r"start_time=\[[^\]]*\]", "start_time=[<TIME>]"),
@@ -128,6 +132,11 @@ mod tests {
             ("<TIME> INFO restart.go:82: Unit(a) x", "Unit(a) x"),
             ("fleet_x_total{type=\"a\"} 3.5e+09", "fleet_x_total{type=\"a\"} <N>"),
             ("exit 300", "exit 300"),
+            (
+                "<JTIME> gold-1 bash[<PID>]: Hello, world\n<JTIME> gold-1 systemd[<PID>]: Started a\n\
+                 <JTIME> gold-1 bash[<PID>]: Hello, world\nx",
+                "<JTIME> gold-1 systemd[<PID>]: Started a\n<JTIME> gold-1 bash[<PID>]: Hello, world\nx",
+            ),
         ] {
             assert_eq!(normal(text), expected);
         }
