@@ -512,6 +512,12 @@ impl<'h> Checker<'h> {
                 }
             }
         }
+        let everywhere = known.filter(|known| known.desired != "inactive" && global);
+        if everywhere.is_some_and(|known| self.files.get(&known.hash).is_some_and(|file| !file.choosy)) {
+            for host in end.present.iter().filter(|host| !actual.contains_key(host)) {
+                violate("G3", format!("{unit} is global and is not on host {host}"));
+            }
+        }
         if let Some(host) = known.filter(|known| known.desired != "inactive").and_then(|known| known.machine)
             && !actual.contains_key(&host)
             && end.present.contains(&host)

@@ -338,6 +338,9 @@ fn a_bad_end() {
         .seen(51.0, 101, "h2", "launched", Some(0))
         .end(|_| {})
         .found("G3", "another file");
+    let mut global = story().end(|_| {});
+    global.0.files.values_mut().for_each(|file| file.global = true);
+    global.found("G3", "a is global and is not on host 1");
     // One that ended by itself, or was killed, is as it is to be.
     let failed = |end: &mut End| {
         end.actual.get_mut("a").unwrap().get_mut(&0).unwrap().states.active = "failed".into();

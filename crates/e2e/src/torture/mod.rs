@@ -19,6 +19,7 @@ use crate::{Fleet, Layout};
 use act::Rig;
 use anyhow::{Context, Result, ensure};
 use plan::{Rng, Setting};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -79,7 +80,8 @@ struct Counts {
     unknown: usize,
     faults: usize,
     runs: usize,
-    events: usize,
+    /// How often a unit was placed on another machine, or taken off one.
+    moves: usize,
 }
 
 impl Counts {
@@ -93,18 +95,32 @@ impl Counts {
             unknown: outcomes(|outcome| matches!(outcome, Outcome::Unknown(_))),
             faults: history.faults.len(),
             runs: history.runs.len(),
-            events: history.seen.len(),
+            moves: moves(history),
         }
     }
 }
 
+/// As one server told it.
+fn moves(history: &History) -> usize {
+    let mut places = BTreeMap::new();
+    let first = history.seen.iter().filter(|seen| seen.server == 0);
+    let changed = first.filter(|seen| {
+        let place = seen.state.as_ref().and_then(|state| state.machine);
+        let before = places.insert(&seen.unit, place).flatten();
+        before.is_some()
+            && before != place
+            && seen.state.as_ref().is_some_and(|state| state.desired == "launched")
+    });
+    changed.count()
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts { acknowledged, refused, unknown, faults, runs, events } = self.counts;
+        let Counts { acknowledged, refused, unknown, faults, runs, moves } = self.counts;
         writeln!(
             f,
             "{acknowledged} commands acknowledged, {refused} refused, {unknown} unknown; {faults} faults; {runs} runs of units, \
-             {events} events of units"
+             {moves} moves"
         )?;
         for violation in &self.violations {
             writeln!(f, "{violation}")?;
