@@ -215,35 +215,40 @@ fn agents_find_another_server_when_theirs_is_gone() -> Result<()> {
     };
 
     // Killed: the kernel tells their agents at once.
-    let first = 0;
-    stay_dead(first)?;
+    stay_dead(0)?;
     let begun = Instant::now();
-    fleet.cluster.host(first).run(["systemctl", "kill", "-s", "KILL", "fleetd.service"])?.ok()?;
-    let second = moved(&fleet, 3, first)?;
+    fleet.cluster.host(0).run(["systemctl", "kill", "-s", "KILL", "fleetd.service"])?.ok()?;
+    let second = moved(&fleet, 3, 0)?;
     println!("with another server {} ms after theirs was killed", begun.elapsed().as_millis());
-    ensure!(moved(&fleet, 4, first)? == second, "both go to the next one");
+    ensure!(moved(&fleet, 4, 0)? == second, "both go to the next one");
 
-    // Told to stop: it says so.
+    // An agent that begins anew finds one, though the server in its configuration is gone.
+    fleet.cluster.host(3).run(["systemctl", "restart", "fleetd.service"])?.ok()?;
+    let unit = before.on(3).first().cloned().context("no unit")?;
+    until("it answers there", || Ok(fleet.ctl_on(second, &format!("status {unit}"))?.success()))?;
+    let second = server_of(&fleet, 3)?.context("no session")?;
+    ensure!(second != 0);
+
+    // Told to stop: it says so. The first is back, so that a majority of them is.
+    fleet.cluster.host(0).start_fleet()?;
     stay_dead(second)?;
     let begun = Instant::now();
     fleet.cluster.host(second).run(["systemctl", "stop", "--no-block", "fleetd.service"])?.ok()?;
     let third = moved(&fleet, 3, second)?;
     println!("with another server {} ms after theirs was told to stop", begun.elapsed().as_millis());
-    moved(&fleet, 4, second)?;
 
-    // An agent that begins anew finds it, though the server in its configuration is gone.
-    fleet.cluster.host(3).run(["systemctl", "restart", "fleetd.service"])?.ok()?;
-    let answers = || {
-        let machine = id(&fleet, 3);
-        let said = fleet.ctl_on(third, &format!("status {}", before.on(3).first().context("no unit")?))?;
-        ensure!(said.success(), "machine {machine}: {said:?}");
-        Ok(())
-    };
-    until("it answers there", || Ok(answers().is_ok()))?;
-    ensure!(server_of(&fleet, 3)? == Some(third));
+    // Without power nobody says anything: keep-alive finds out. (The other servers are back, and so are all members of etcd.)
+    fleet.cluster.host(second).start_fleet()?;
+    let begun = Instant::now();
+    fleet.cluster.host(third).kill()?;
+    moved(&fleet, 3, third)?;
+    println!(
+        "with another server {} ms after the machine of theirs lost its power",
+        begun.elapsed().as_millis()
+    );
 
-    // Nobody took notice; only the machines whose fleetd was killed or stopped count as gone some time later.
-    let touched = before.on(first).into_iter().chain(before.on(second)).collect();
+    // Nobody else took notice; machines whose fleetd was away for long count as gone.
+    let touched = fleet.servers().flat_map(|server| before.on(server)).collect();
     fleet.running(&units)?.only_changed(&before, &touched)
 }
 
@@ -270,8 +275,29 @@ fn a_server_that_lost_its_registry_sends_its_agents_away() -> Result<()> {
     let said = fleet.ctl_on(other, "list-machines --no-legend --full")?.ok()?.stdout;
     ensure!([3, 4].iter().all(|agent| said.contains(id(&fleet, *agent))), "{said}");
     fleet.running(&units)?.only_changed(&before, &before.on(astray))?;
+    what_a_server_without_registry_says(&fleet, astray)?;
     fleet.cluster.host(astray).sh(&format!("iptables -D {wall}"))?.ok()?;
     fleet.one_each(&units).map(drop)
+}
+
+/// A server that starts and does not reach etcd: it goes on starting, and holds nobody up meanwhile.
+fn what_a_server_without_registry_says(fleet: &Fleet, astray: usize) -> Result<()> {
+    let host = fleet.cluster.host(astray);
+    host.run(["systemctl", "restart", "--no-block", "fleetd.service"])?.ok()?;
+    until("systemd sees it starting, and why", || {
+        let seen = host.run(["systemctl", "show", "-p", "ActiveState,StatusText", "fleetd.service"])?.ok()?;
+        Ok(seen.stdout.contains("ActiveState=activating") && seen.stdout.contains("StatusText=no registry"))
+    })?;
+    let said = fleet.ctl_on(astray, "list-units")?;
+    ensure!(
+        !said.success() && said.stderr.contains("fleet server has not read its registry yet"),
+        "{said:?}"
+    );
+    // Agents and users are told at once that they have to go elsewhere.
+    let other = fleet.cluster.host((astray + 1) % 3);
+    let dialed = other.run(["bash", "-c", &format!("exec 3<>/dev/tcp/{}/4919", host.ip())])?;
+    ensure!(!dialed.success() && dialed.stderr.contains("refused"), "{dialed:?}");
+    Ok(())
 }
 
 #[test]

@@ -206,3 +206,90 @@ impl<S: Store> PeerService for Server<S> {
         self.standing()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::server::ServerConfig;
+    use fleet_cluster::{engine::Policy, model::Machine};
+    use fleet_link::Hello;
+    use fleet_registry::EmbeddedStore;
+    use fleet_unit::UnitName;
+    use tokio::task::JoinSet;
+    use tokio_util::sync::CancellationToken;
+
+    fn id(number: u8) -> MachineId {
+        MachineId::parse(&format!("{number:032x}")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_cannot_ask_a_machine_says_why() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(directory.path()).unwrap();
+        let mut tasks = JoinSet::new();
+        let mut server = |number| {
+            let config = ServerConfig {
+                machine: id(number),
+                agent_ttl: Duration::from_secs(600),
+                policy: Policy::for_ttl(Duration::from_secs(600)),
+                disable_engine: true,
+                shared_registry: true,
+                address: None,
+            };
+            let cancel = CancellationToken::new();
+            let server = Server::new(store.clone(), config, cancel.clone());
+            server.start(&mut tasks);
+            (server, cancel)
+        };
+        let ((one, gone), (two, cancel)) = (server(1), server(2));
+        let ask = |machine: u8| {
+            let two = &two;
+            async move {
+                let status = Ask::Status(UnitName::parse("a.service").unwrap());
+                two.ask(&id(machine), status).await.err().map(|error| error.to_string())
+            }
+        };
+        let says = |text: &str| Some(format!("machine {} {text}", id(7)));
+        two.hub().reached(1).await;
+        let nobody = "is not connected: no server is known to have a session with it";
+        assert_eq!(ask(7).await, says(nobody));
+        assert!(!two.is_connected(&id(7)));
+
+        let (end, mut agent) = fleet_link::local(Hello { id: id(7), machine: Machine::default() });
+        let serving = one.clone();
+        let session = tokio::spawn(async move { serving.serve_agent(end).await });
+        agent.receive.recv().await.unwrap();
+        let mut revisions = two.hub().applied();
+        while two.peers.session_of(&id(7)).is_none() || two.peers.servers().len() < 2 {
+            revisions.changed().await.unwrap();
+        }
+        assert!(two.is_connected(&id(7)) && one.is_connected(&id(7)));
+        let portless = format!(
+            "has its session with server {}, which listens on no port (listen= in its fleet.conf)",
+            id(1)
+        );
+        assert_eq!(ask(7).await, says(&portless));
+        let standings = two.standings().await;
+        assert_eq!(standings[0], (id(1), Err("it listens on no port".to_owned())));
+        assert!(matches!(standings[1].1, Ok(standing) if standing.revision == *revisions.borrow()));
+        // What another server asks is never passed on.
+        let status = Ask::Status(UnitName::parse("a.service").unwrap());
+        let refused = PeerService::ask(&two, id(7), status).await.err();
+        assert_eq!(refused, Some(PeerRefusal::NotHere(format!("machine {} is not connected", id(7)))));
+
+        gone.cancel();
+        session.await.unwrap().unwrap();
+        while two.peers.servers().len() > 1 {
+            revisions.changed().await.unwrap();
+        }
+        assert!(!two.is_connected(&id(7)));
+        let not_there = format!("has its session with server {}, which is not there (any more)", id(1));
+        assert_eq!(ask(7).await, says(&not_there));
+        cancel.cancel();
+        while let Some(ended) = tasks.join_next().await {
+            ended.unwrap().unwrap();
+        }
+        store.close().await;
+    }
+}

@@ -18,11 +18,21 @@ fn server(
     number: u8,
     tasks: &mut Tasks,
 ) -> (Server<EmbeddedStore>, CancellationToken) {
+    server_that(store, number, tasks, true)
+}
+
+/// One that may lead, or never does.
+fn server_that(
+    store: &EmbeddedStore,
+    number: u8,
+    tasks: &mut Tasks,
+    may_lead: bool,
+) -> (Server<EmbeddedStore>, CancellationToken) {
     let config = ServerConfig {
         machine: MachineId::parse(&format!("{number:032x}")).unwrap(),
         agent_ttl: Duration::from_secs(60),
         policy: fleet_cluster::engine::Policy::for_ttl(Duration::from_secs(60)),
-        disable_engine: false,
+        disable_engine: !may_lead,
         shared_registry: true,
         address: Some(format!("10.0.0.{number}:4919")),
     };
@@ -64,6 +74,36 @@ async fn one_server_leads_and_another_follows_it() {
     for (_, cancel) in servers {
         cancel.cancel();
     }
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_server_without_engine_never_leads() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(directory.path()).unwrap();
+    let mut tasks = Tasks::new();
+    let (without, cancel) = server_that(&store, 1, &mut tasks, false);
+    without.hub().reached(1).await;
+    let mut revisions = without.hub().applied();
+    while without.peers.servers().is_empty() {
+        revisions.changed().await.unwrap();
+    }
+    assert_eq!(without.peers.leader().borrow().clone(), None);
+    // Who may lead does so, though the other was there first; and so does the next.
+    let mut before = None;
+    for number in 2..4 {
+        let (next, cancel) = server(&store, number, &mut tasks);
+        let elected = leader(&without, before.as_ref()).await;
+        assert_eq!(elected.record.server, next.config.machine);
+        assert!(next.leads() && !without.leads());
+        before = Some(elected);
+        cancel.cancel();
+        without.peers.leader().wait_for(Option::is_none).await.unwrap();
+    }
+    cancel.cancel();
     while let Some(ended) = tasks.join_next().await {
         ended.unwrap().unwrap();
     }
