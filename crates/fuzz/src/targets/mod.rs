@@ -1,5 +1,6 @@
 //! The targets. What each of them asserts stands in its own file, or beside the code where that is private.
 
+mod export;
 mod registry;
 mod token;
 mod unit;
@@ -63,6 +64,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "session", run: session, words: &["launched", ".service", "[Service]\n"], longest: 8192 },
     Target { name: "fleet_conf", run: fleet_conf, words: CONF_WORDS, longest: 4096 },
     Target { name: "records", run: registry::records, words: registry::WORDS, longest: 8192 },
+    Target { name: "export", run: export::export, words: export::WORDS, longest: 8192 },
     Target { name: "token", run: token::token, words: &["fleet1-", "fleet2-", "-", "_"], longest: 256 },
 ];
 
