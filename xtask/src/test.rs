@@ -1,8 +1,7 @@
 //! `cargo xtask test`: every check there is, ending at the first that fails. What CI runs.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -37,6 +36,10 @@ impl Counts {
     }
 }
 
+/// End-to-end tests that are run once more with every machine a server on etcd. The others are about one server, its file or its users,
+/// or find nothing there that these do not; `FLEET_E2E_LAYOUT=classic cargo test -p fleet-e2e` runs all.
+const ON_ETCD: &[&str] = &["cluster::", "disturbance::units_outlive", "leaving::", "life::", "placement::"];
+
 pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     step("packages", packages::ensure)?;
@@ -47,7 +50,14 @@ pub(crate) fn run() -> Result<()> {
     step("lints", || run_command(cargo(&clippy)))?;
     step("build", || run_command(cargo(&["build", "-p", "fleetd", "-p", "fleetctl"])))?;
     let bin_dir = target_dir()?.join("debug");
-    let counts = step("tests", || tests(&bin_dir))?;
+    let mut all = cargo(&["test", "--workspace"]);
+    all.env("FLEET_BIN_DIR", &bin_dir);
+    let mut counts = step("tests", || tests(all))?;
+    let mut on_etcd = cargo(&["test", "-p", "fleet-e2e", "--test", "e2e", "--"]);
+    on_etcd.args(ON_ETCD).env("FLEET_BIN_DIR", &bin_dir).env("FLEET_E2E_LAYOUT", "classic");
+    let again = step("tests on etcd", || tests(on_etcd))?;
+    counts.passed += again.passed;
+    counts.ignored += again.ignored;
     step("documentation", || {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
         doc.env("RUSTDOCFLAGS", "-D warnings");
@@ -62,10 +72,9 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Runs all tests with their output shown, and counts them.
-fn tests(bin_dir: &Path) -> Result<Counts> {
-    let mut command = cargo(&["test", "--workspace"]);
-    command.env("FLEET_BIN_DIR", bin_dir).stdout(Stdio::piped());
+/// Runs tests with their output shown, and counts them.
+fn tests(mut command: Command) -> Result<Counts> {
+    command.stdout(Stdio::piped());
     let shown = show(&command);
     println!("$ {shown}");
     let mut child = command.spawn().with_context(|| format!("cannot run `{shown}`"))?;
