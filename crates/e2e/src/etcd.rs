@@ -38,8 +38,8 @@ impl Layout {
         }
     }
 
-    /// Starts what the layout needs beside the hosts.
-    pub(crate) fn prepare(self, cluster: &Cluster) -> Result<Option<Etcd>> {
+    /// Starts what the layout needs beside the hosts: an etcd at their gateway's address.
+    pub fn prepare(self, cluster: &Cluster) -> Result<Option<Etcd>> {
         if self == Layout::Embedded {
             return Ok(None);
         }

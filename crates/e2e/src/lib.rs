@@ -175,13 +175,23 @@ impl Fleet {
         Fleet::join_in(Layout::asked_for()?, name, hosts, conf)
     }
 
-    /// The same in the layout with one server, for tests that are about joining.
+    /// [`Fleet::join_all`] in a layout with one server, for tests that are about joining.
     pub fn join_one_server(name: &str, hosts: usize, conf: &str) -> Result<Fleet> {
+        Fleet::join_first_one_server(name, hosts, &vec![conf; hosts])
+    }
+
+    /// [`Fleet::join_first`] in a layout with one server.
+    pub fn join_first_one_server(name: &str, hosts: usize, conf: &[&str]) -> Result<Fleet> {
         let layout = match Layout::asked_for()? {
             Layout::Classic => Layout::Etcd,
             other => other,
         };
-        Fleet::join_in(layout, name, hosts, &vec![conf; hosts])
+        Fleet::join_in(layout, name, hosts, conf)
+    }
+
+    /// [`Fleet::join_all`] with the registry that fleetd keeps itself, for tests that are about that.
+    pub fn join_embedded(name: &str, hosts: usize, conf: &str) -> Result<Fleet> {
+        Fleet::join_in(Layout::Embedded, name, hosts, &vec![conf; hosts])
     }
 
     fn join_in(layout: Layout, name: &str, hosts: usize, conf: &[&str]) -> Result<Fleet> {

@@ -131,7 +131,7 @@ fn a_cut_cable_heals_to_one_copy() -> Result<()> {
 
 #[test]
 fn a_server_that_goes_away_stops_nothing() -> Result<()> {
-    let fleet = Fleet::join_all("server", 3, "agent_ttl=\"3s\"")?;
+    let fleet = Fleet::join_one_server("server", 3, "agent_ttl=\"3s\"")?;
     let units = names("u", 6);
     for unit in &units {
         fleet.file(unit, SLEEP)?;
@@ -160,7 +160,7 @@ fn a_server_that_goes_away_stops_nothing() -> Result<()> {
 
 #[test]
 fn who_may_not_join_is_told_why() -> Result<()> {
-    let fleet = Fleet::join_all("refused", 2, "agent_ttl=\"3s\"")?;
+    let fleet = Fleet::join_one_server("refused", 2, "agent_ttl=\"3s\"")?;
     let stranger = fleet.cluster.host(1);
     let id = stranger.machine_id().to_owned();
     fleet.start("pinned.service", &format!("{SLEEP}[X-Fleet]\nMachineID={id}\n"))?;

@@ -36,6 +36,11 @@ impl Rig {
         Ok(Rig { fleet: Fleet::join_all(name, 3, conf)?, stop: Vec::new(), keep: Vec::new() })
     }
 
+    /// The same where the first host is the only server.
+    fn up_with_one_server(name: &str, conf: &str) -> Result<Rig> {
+        Ok(Rig { fleet: Fleet::join_one_server(name, 3, conf)?, stop: Vec::new(), keep: Vec::new() })
+    }
+
     /// Starts fresh units; those before are destroyed.
     fn start(&mut self, round: usize, service: &str) -> Result<()> {
         self.start_both(round, service, service)
@@ -319,7 +324,7 @@ fn what_is_over_in_time_touches_nothing() -> Result<()> {
 
 #[test]
 fn a_server_that_is_away_for_long() -> Result<()> {
-    let mut rig = Rig::up("noserver", SHORT)?;
+    let mut rig = Rig::up_with_one_server("noserver", SHORT)?;
     rig.start(0, "TimeoutStopSec=1s")?;
     let before = rig.all_pids()?;
     let places = rig.fleet.ok("list-units --no-legend --fields=unit,machine")?;
@@ -345,7 +350,7 @@ fn a_server_that_is_away_for_long() -> Result<()> {
 
 #[test]
 fn a_machine_that_shuts_down_leaves_when_its_units_have_stopped() -> Result<()> {
-    let mut rig = Rig::up("leaving", LONG)?;
+    let mut rig = Rig::up_with_one_server("leaving", LONG)?;
     rig.start(0, "ExecStop=/bin/sleep 2")?;
     rig.fleet.cluster.host(1).shutdown()?;
     rig.until_elsewhere(1)?;

@@ -267,7 +267,7 @@ fn a_reboot_moves_units_without_waiting() -> Result<()> {
 #[test]
 fn a_removed_machine_lets_go_of_its_units() -> Result<()> {
     // Nobody could wait for this TTL.
-    let fleet = Fleet::join_all("remove", 3, "agent_ttl=\"1h\"")?;
+    let fleet = Fleet::join_one_server("remove", 3, "agent_ttl=\"1h\"")?;
     let units = names("u", 6);
     let before = fleet.start_all(&units, RECORDED)?;
     let leaving = before.on(2);
@@ -298,7 +298,7 @@ fn a_removed_machine_lets_go_of_its_units() -> Result<()> {
 #[test]
 fn a_machine_removed_while_out_of_reach_is_told_when_it_returns() -> Result<()> {
     // Nobody could wait for this TTL.
-    let fleet = Fleet::join_all("removed", 3, "agent_ttl=\"1h\"")?;
+    let fleet = Fleet::join_embedded("removed", 3, "agent_ttl=\"1h\"")?;
     let units = names("u", 6);
     let before = fleet.start_all(&units, RECORDED)?;
     let leaving = before.on(2);

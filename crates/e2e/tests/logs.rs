@@ -160,7 +160,7 @@ fn no_readers(host: &Host) -> Result<()> {
 
 #[test]
 fn a_machine_that_cannot_be_asked() -> Result<()> {
-    let fleet = Fleet::join_all("unasked", 3, "agent_ttl=\"1h\"")?;
+    let fleet = Fleet::join_one_server("unasked", 3, "agent_ttl=\"1h\"")?;
     let hosts = fleet.cluster.hosts();
     fleet.start("talk.service", TALKER)?;
     let third = format!("{SLEEP}[X-Fleet]\nMachineID={}\n", hosts[2].machine_id());

@@ -26,7 +26,7 @@ fn machines(fleet: &Fleet) -> Result<usize> {
 fn agents_find_their_server_and_keep_to_it() -> Result<()> {
     // No cut is long enough for a machine to be lost.
     let conf = "agent_ttl=\"10m\"";
-    let fleet = Fleet::join_first("find", 3, &[conf, conf])?;
+    let fleet = Fleet::join_first_one_server("find", 3, &[conf, conf])?;
 
     // Dead servers first: nobody has the address, nothing listens, what listens says nothing.
     let third = fleet.cluster.host(2);
@@ -87,7 +87,7 @@ fn agents_find_their_server_and_keep_to_it() -> Result<()> {
 
 #[test]
 fn what_happened_while_the_server_was_dead_is_told() -> Result<()> {
-    let fleet = Fleet::join_all("dead", 3, "agent_ttl=\"10m\"")?;
+    let fleet = Fleet::join_one_server("dead", 3, "agent_ttl=\"10m\"")?;
     let pin = |host: usize| format!("[X-Fleet]\nMachineID={}\n", fleet.cluster.host(host).machine_id());
     let units = units();
     let before = fleet.start_all(&units, SLEEP)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// A server, a machine that joined it, and the machine somebody sits at, who has a key to log in to the others.
 fn up(name: &str) -> Result<Fleet> {
-    let fleet = Fleet::join_all(name, 3, "")?;
+    let fleet = Fleet::join_one_server(name, 3, "")?;
     let hosts = fleet.cluster.hosts();
     for host in &hosts[..2] {
         let key = host.start_sshd()?;

@@ -37,7 +37,7 @@ fn refused(output: &Output, says: &str) {
 
 #[test]
 fn users_reach_the_cluster_from_anywhere() -> Result<()> {
-    let fleet = Fleet::join_all("users", 2, "verbosity=2")?;
+    let fleet = Fleet::join_one_server("users", 2, "verbosity=2")?;
     let (server, other) = (fleet.host(), fleet.cluster.host(1));
     let mut secrets = Vec::new();
     for role in ["viewer", "operator", "admin"] {
@@ -209,7 +209,7 @@ fn users_reach_the_cluster_from_anywhere() -> Result<()> {
 
 #[test]
 fn the_next_endpoint_serves_when_one_dies() -> Result<()> {
-    let fleet = Fleet::join_all("endpoints", 2, "")?;
+    let fleet = Fleet::join_one_server("endpoints", 2, "")?;
     let other = fleet.cluster.host(1);
     user(&fleet, "ops", "--role operator")?;
     let relay = "systemd-run --quiet --collect --unit=relay systemd-socket-activate -l 127.0.0.1:5000 \

@@ -2,11 +2,12 @@
 //! and metadata, the API also on TCP 49153; and a machine outside of it.
 //!
 //! With the embedded registry gold-1 is the server. Where the original was asked on another machine, fleetctl there is told
-//! to ask gold-1, and port 49153 of the others leads to gold-1.
+//! to ask gold-1, and port 49153 of the others leads to gold-1. In the classic layout each of them is a server, as it was.
 
 use crate::transcript::{Answer, Case, Exit, Place, Step};
 use anyhow::{Context, Result};
-use fleet_testbed::{Cluster, Host, Options, bin_dir};
+use fleet_e2e::Layout;
+use fleet_testbed::{Cluster, Etcd, Host, Options, bin_dir};
 use std::time::Duration;
 
 const MACHINE_IDS: [&str; 3] = [
@@ -21,6 +22,8 @@ const CONFIGURATION: &str = "/etc/fleet/fleet.conf";
 const FLEETCTL: &str = "FLEET_GOLDEN_FLEETCTL";
 /// The network of the recordings.
 const NETWORK: &str = "172.30.7.";
+/// The port of the etcd of the recordings, and of ours.
+const ETCD_PORTS: [&str; 2] = [":22379", ":2379"];
 /// Of a command that has no time limit of its own.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -31,6 +34,10 @@ const PRELUDE: &str = "curl() { command curl -sS \"$@\"; }\n\
 /// The hosts.
 pub(crate) struct Stage {
     cluster: Cluster,
+    /// Where the registry is, if not on gold-1.
+    etcd: Option<Etcd>,
+    /// Whether each machine is a server.
+    classic: bool,
 }
 
 impl Stage {
@@ -39,7 +46,9 @@ impl Stage {
         let mut options = Options::for_test("golden", if outside { 4 } else { 3 }).fleet(bin_dir()?);
         options.short_subnet = true;
         options.machine_ids = MACHINE_IDS.map(str::to_owned).into();
-        let stage = Stage { cluster: Cluster::up(options)? };
+        let (layout, cluster) = (Layout::asked_for()?, Cluster::up(options)?);
+        let etcd = layout.prepare(&cluster)?;
+        let stage = Stage { cluster, etcd, classic: layout == Layout::Classic };
         for host in stage.cluster.hosts() {
             host.sh(&format!(
                 "mkdir -p {DIRECTORY}; sed -i -E 's/ golden-.*-([1-4])$/& gold-\\1/' /etc/hosts"
@@ -47,30 +56,14 @@ impl Stage {
             .ok()?;
         }
         let first = stage.cluster.host(0);
-        first.write(CONFIGURATION, "metadata=\"region=eu,disk=ssd\"\n")?;
-        first.write(
-            "/etc/systemd/system/fleetd.service.d/stage.conf",
-            "[Service]\nEnvironment=FLEET_LISTEN=*\n",
-        )?;
-        first.write("/etc/systemd/system/fleetd.socket.d/tcp.conf", "[Socket]\nListenStream=49153\n")?;
-        start(first)?;
-        for (host, metadata) in
-            stage.cluster.hosts()[1..3].iter().zip(["metadata=\"region=eu,disk=hdd\"\n", ""])
-        {
+        let metadata = ["metadata=\"region=eu,disk=ssd\"\n", "metadata=\"region=eu,disk=hdd\"\n", ""];
+        for (index, (host, metadata)) in stage.cluster.hosts().iter().zip(metadata).enumerate() {
             host.write(CONFIGURATION, metadata)?;
-            let token = first.run(["fleetctl", "join-token", "create"])?.ok()?.stdout;
-            host.write("/etc/fleet/join-token", token.lines().next().unwrap_or_default())?;
-            host.write(
-                "/etc/systemd/system/fleetd.service.d/stage.conf",
-                "[Service]\nEnvironment=FLEET_JOIN=gold-1 FLEET_JOIN_TOKEN_FILE=/etc/fleet/join-token\n",
-            )?;
-            host.write("/etc/systemd/system/api.socket", "[Socket]\nListenStream=49153\n")?;
-            host.write(
-                "/etc/systemd/system/api.service",
-                "[Service]\nExecStart=/lib/systemd/systemd-socket-proxyd gold-1:49153\n",
-            )?;
-            start(host)?;
-            host.sh("systemctl start api.socket")?.ok()?;
+            if index == 0 || stage.classic {
+                stage.serve(host)?;
+            } else {
+                stage.join(host)?;
+            }
         }
         fleet_e2e::until("all machines are there", || {
             Ok(first.run(["fleetctl", "list-machines", "--no-legend"])?.stdout.lines().count() == 3)
@@ -81,6 +74,37 @@ impl Stage {
             }
         }
         Ok(stage)
+    }
+
+    /// Makes a host a server that answers on port 49153, too.
+    fn serve(&self, host: &Host) -> Result<()> {
+        let registry = match &self.etcd {
+            Some(etcd) => format!(" FLEET_ETCD_SERVERS={}", etcd.endpoint(0)),
+            None => String::new(),
+        };
+        host.write(
+            "/etc/systemd/system/fleetd.service.d/stage.conf",
+            format!("[Service]\nEnvironment=FLEET_LISTEN=*{registry}\n"),
+        )?;
+        host.write("/etc/systemd/system/fleetd.socket.d/tcp.conf", "[Socket]\nListenStream=49153\n")?;
+        start(host)
+    }
+
+    /// Makes a host join gold-1, to which its port 49153 leads.
+    fn join(&self, host: &Host) -> Result<()> {
+        let token = self.cluster.host(0).run(["fleetctl", "join-token", "create"])?.ok()?.stdout;
+        host.write("/etc/fleet/join-token", token.lines().next().unwrap_or_default())?;
+        host.write(
+            "/etc/systemd/system/fleetd.service.d/stage.conf",
+            "[Service]\nEnvironment=FLEET_JOIN=gold-1 FLEET_JOIN_TOKEN_FILE=/etc/fleet/join-token\n",
+        )?;
+        host.write("/etc/systemd/system/api.socket", "[Socket]\nListenStream=49153\n")?;
+        host.write(
+            "/etc/systemd/system/api.service",
+            "[Service]\nExecStart=/lib/systemd/systemd-socket-proxyd gold-1:49153\n",
+        )?;
+        start(host)?;
+        host.sh("systemctl start api.socket")?.ok().map(drop)
     }
 
     /// sshd on all hosts, and an agent with a key for root on the first and the one outside.
@@ -101,7 +125,9 @@ impl Stage {
     fn here(&self, text: &str) -> String {
         let gateway = self.cluster.gateway();
         let network = gateway.strip_suffix('1').unwrap_or(&gateway);
-        text.replace(NETWORK, network)
+        let text = text.replace(NETWORK, network);
+        let [recorded, ours] = ETCD_PORTS;
+        if self.classic { text.replace(recorded, ours) } else { text }
     }
 
     fn host(&self, place: Place) -> &Host {
@@ -140,10 +166,17 @@ impl Stage {
         host.write(CONFIGURATION, self.here(text))?;
         let variables: String = environment
             .iter()
-            .filter(|variable| !variable.starts_with('('))
-            .map(|variable| format!("Environment={}\n", self.here(variable)))
+            .filter_map(|variable| match variable.strip_suffix(" not set)") {
+                Some(unset) if self.classic => {
+                    Some(format!("UnsetEnvironment={}\n", unset.trim_start_matches('(')))
+                }
+                _ if variable.starts_with('(') => None,
+                _ => Some(format!("Environment={}\n", self.here(variable))),
+            })
             .collect();
-        host.write("/etc/systemd/system/fleetd.service.d/recorded.conf", format!("[Service]\n{variables}"))?;
+        // After that of the stage.
+        let file = "/etc/systemd/system/fleetd.service.d/x-recorded.conf";
+        host.write(file, format!("[Service]\n{variables}"))?;
         host.sh("systemctl daemon-reload; systemctl start fleetd.service || true")?.ok()?;
         Ok(())
     }
@@ -154,7 +187,7 @@ impl Stage {
         let command = command.env("SSH_AUTH_SOCK", "/run/agent.sock");
         match place {
             // A machine that joined does not serve the API itself.
-            Place::Machine(1 | 2) => command.env("FLEETCTL_ENDPOINT", "http://gold-1:49153"),
+            Place::Machine(1 | 2) if !self.classic => command.env("FLEETCTL_ENDPOINT", "http://gold-1:49153"),
             _ => command,
         }
     }
