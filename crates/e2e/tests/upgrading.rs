@@ -31,12 +31,16 @@ fn refusal(fleet: &Fleet) -> Result<String> {
 
 /// What is known besides units: the same whatever the registry is in.
 fn others(fleet: &Fleet) -> Result<String> {
-    let list = |words: &str| fleet.ok(words);
-    let machines = list("machine list --no-legend --full")?;
-    // Whether somebody is connected this instant, and since when, is another matter.
-    let machines: Vec<String> = machines.lines().map(|line| line.to_owned()).collect();
-    Ok([list("user list --no-legend")?, list("join-token list --no-legend")?, machines.join("\n")]
-        .join("\n--\n"))
+    let mut known = String::new();
+    for words in ["user list --no-legend", "join-token list --no-legend", "machine list --no-legend --full"] {
+        for line in fleet.ok(words)?.lines() {
+            // How long something is good for yet changes as time goes by.
+            let columns = line.split('\t').map(|column| column.split(" (in ").next().unwrap_or_default());
+            known += &columns.collect::<Vec<_>>().join("\t");
+            known.push('\n');
+        }
+    }
+    Ok(known)
 }
 
 #[test]
