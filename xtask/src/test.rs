@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 
 use crate::steps::{cargo, run as run_command, show, step, target_dir};
-use crate::{licences, packages};
+use crate::{licences, packages, sim};
 
 /// Numbers of tests, from the lines in which test programs sum up.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -50,14 +50,21 @@ pub(crate) fn run() -> Result<()> {
     step("lints", || run_command(cargo(&clippy)))?;
     step("build", || run_command(cargo(&["build", "-p", "fleetd", "-p", "fleetctl"])))?;
     let bin_dir = target_dir()?.join("debug");
-    let mut all = cargo(&["test", "--workspace"]);
+    // The simulator's are run with optimisation, below.
+    let mut all = cargo(&["test", "--workspace", "--exclude", "fleet-sim"]);
     all.env("FLEET_BIN_DIR", &bin_dir);
     let mut counts = step("tests", || tests(all))?;
     let mut on_etcd = cargo(&["test", "-p", "fleet-e2e", "--test", "e2e", "--"]);
     on_etcd.args(ON_ETCD).env("FLEET_BIN_DIR", &bin_dir).env("FLEET_E2E_LAYOUT", "classic");
     let again = step("tests on etcd", || tests(on_etcd))?;
-    counts.passed += again.passed;
-    counts.ignored += again.ignored;
+    let simulated = step("simulation", || {
+        let counts = tests(cargo(&["test", "--profile", "sim", "-p", "fleet-sim"]))?;
+        sim::fresh().map(|()| counts)
+    })?;
+    for more in [again, simulated] {
+        counts.passed += more.passed;
+        counts.ignored += more.ignored;
+    }
     step("documentation", || {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
         doc.env("RUSTDOCFLAGS", "-D warnings");
@@ -78,7 +85,6 @@ fn tests(mut command: Command) -> Result<Counts> {
     let shown = show(&command);
     println!("$ {shown}");
     let mut child = command.spawn().with_context(|| format!("cannot run `{shown}`"))?;
-    let mut counts = Counts::default();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).split(b'\n') {
             let line = line.context("cannot read the output of the tests")?;
@@ -91,7 +97,7 @@ fn tests(mut command: Command) -> Result<Counts> {
     if !status.success() {
         bail!("`{shown}` ended with {status}: {} passed, {} failed", counts.passed, counts.failed);
     }
-    Ok(counts)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -46,11 +46,16 @@ pub(crate) enum Ended {
 
 impl Command {
     /// A random one.
-    pub(crate) fn draw(rng: &mut Rng, names: usize, machines: &[MachineId]) -> Option<Command> {
+    pub(crate) fn draw(
+        rng: &mut Rng,
+        names: usize,
+        isolating: f64,
+        machines: &[MachineId],
+    ) -> Option<Command> {
         let name = name(rng.below(names))?;
         Some(match rng.below(12) {
-            0..=3 => Command::Put(name, Some(file(rng, machines)?), DesiredState::Launched),
-            4 => Command::Put(name, Some(file(rng, machines)?), *rng.pick(&STATES)),
+            0..=3 => Command::Put(name, Some(file(rng, isolating, machines)?), DesiredState::Launched),
+            4 => Command::Put(name, Some(file(rng, isolating, machines)?), *rng.pick(&STATES)),
             5..=7 => Command::Put(name, None, *rng.pick(&STATES)),
             8 => Command::Put(name, None, DesiredState::Launched),
             9 => Command::Destroy(name),
@@ -131,8 +136,9 @@ fn name(number: usize) -> Option<UnitName> {
     UnitName::parse(NAMES[number % NAMES.len()]).ok()
 }
 
-fn file(rng: &mut Rng, machines: &[MachineId]) -> Option<UnitFile> {
-    let section = match rng.below(16) {
+fn file(rng: &mut Rng, isolating: f64, machines: &[MachineId]) -> Option<UnitFile> {
+    let stop = rng.chance(isolating);
+    let mut section = match rng.below(14) {
         0 => "Conflicts=a.service".to_owned(),
         1 => "Conflicts=[b-d].service".to_owned(),
         2 => "MachineOf=b.service".to_owned(),
@@ -144,9 +150,12 @@ fn file(rng: &mut Rng, machines: &[MachineId]) -> Option<UnitFile> {
         8 => "Global=true\nConflicts=a.service".to_owned(),
         9 => "Replaces=c.service".to_owned(),
         10 => format!("MachineID={}", rng.pick(machines)),
-        11 | 12 => "OnIsolation=stop".to_owned(),
         _ => String::new(),
     };
+    // A Global unit is not started elsewhere, so there is nothing to stop it for.
+    if stop && !section.contains("Global") {
+        section.push_str("\nOnIsolation=stop");
+    }
     let version = rng.below(3);
     UnitFile::parse(&format!("[Service]\nExecStart=/bin/app {version}\n[X-Fleet]\n{section}\n")).ok()
 }

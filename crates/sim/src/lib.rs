@@ -17,8 +17,10 @@
 //! | `commands` | what operators do |
 //! | `oracle` | what is true, and what must never happen |
 //! | `mutation` | deliberate mistakes, to prove the checks |
+//! | `minimise` | fewer faults and commands that still end in the same violation |
 
 mod commands;
+mod minimise;
 mod mutation;
 mod network;
 mod oracle;
@@ -29,10 +31,12 @@ mod store;
 mod systemd;
 mod world;
 
+pub use minimise::minimise;
 pub use mutation::Mutation;
 pub use oracle::Violation;
 pub use process::trace_logs;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// What came of a seed.
@@ -52,21 +56,31 @@ pub struct Outcome {
     pub acknowledged: u64,
     /// Faults there were.
     pub faults: u64,
+    /// The faults and commands that were drawn, those that were left out among them; they are numbered from 0.
+    pub inputs: u64,
+    /// The last lines of what happened, if they were asked for.
+    pub tail: Vec<String>,
 }
 
 /// How a seed is run.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Print what happens.
     pub trace: bool,
     /// A deliberate mistake.
     pub mutation: Option<Mutation>,
+    /// Let there be what it takes to meet that mistake often.
+    pub focus: bool,
+    /// Faults and commands that are left out, by their numbers.
+    pub without: BTreeSet<u64>,
+    /// How many of the last lines of what happened are kept.
+    pub tail: usize,
 }
 
 /// Runs a seed.
 ///
 /// # Errors
 /// Only when a process can't be made, which is the fault of the machine this runs on.
-pub fn run(seed: u64, options: Options) -> std::io::Result<Outcome> {
-    world::World::new(seed, options)?.run()
+pub fn run(seed: u64, options: &Options) -> std::io::Result<Outcome> {
+    world::World::new(seed, options.clone())?.run()
 }

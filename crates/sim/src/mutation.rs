@@ -5,6 +5,8 @@
 //! conditions is a fleetd that did not set it.
 
 /// A deliberate mistake.
+///
+/// That the renewal of a lease that has ended counts is not among them: a session renews only what its view still has, so it is harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
     /// What the engine and users write is not guarded by the revision of the unit.
@@ -31,17 +33,25 @@ pub enum Mutation {
     UnknownIsDone,
     /// What was acknowledged a moment ago is gone after a restart of the store.
     LostWrites,
-    /// A renewal counts although the lease has ended.
-    EndedLeaseRenewed,
     /// A machine is given up before its TTL is over.
     EarlyExpiry,
     /// A sign of life is answered before the registry has it.
     EarlyAnswer,
+    /// An agent, and its guard, do not notice that they could not renew for long.
+    NoFencing,
+    /// The guard does nothing, whatever becomes of fleetd.
+    NoGuard,
+    /// systemd's configuration is reloaded for each unit that is installed.
+    ReloadPerUnit,
+    /// A record that can't be read counts as one that is gone.
+    UnreadableIsGone,
+    /// Who changes a record leaves out the fields that it does not know.
+    UnknownFieldsLost,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 15] = [
+    pub const ALL: [Mutation; 19] = [
         Mutation::NoUnitGuard,
         Mutation::NoScheduleGuard,
         Mutation::NoTermGuard,
@@ -54,8 +64,12 @@ impl Mutation {
         Mutation::HastyStop,
         Mutation::UnknownIsDone,
         Mutation::LostWrites,
-        Mutation::EndedLeaseRenewed,
         Mutation::EarlyExpiry,
         Mutation::EarlyAnswer,
+        Mutation::NoFencing,
+        Mutation::NoGuard,
+        Mutation::ReloadPerUnit,
+        Mutation::UnreadableIsGone,
+        Mutation::UnknownFieldsLost,
     ];
 }

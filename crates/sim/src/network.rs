@@ -4,12 +4,13 @@
 //! direction, and break, each side finding that out at another time. Loss and repetition show as a session
 //! that breaks and another that begins with a snapshot, maybe at another server while the older one is still believed in.
 
+use crate::Mutation;
 use crate::process::Time;
 use crate::rng::Rng;
 use fleet_cluster::model::UnitReport;
 use fleet_link::{AgentEnd, Beat, FromAgent, Held, Hello, Instruction, ServerEnd, ToAgent};
 use fleet_unit::UnitName;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -81,6 +82,8 @@ pub(crate) struct Session {
     /// When either side gives up what is silent.
     agent_patience: Duration,
     server_patience: Duration,
+    /// Deliberate mistakes, and the TTL of the machine's presence for one of them.
+    pub(crate) mutation: Option<(Mutation, Duration)>,
 }
 
 impl Session {
@@ -110,6 +113,7 @@ impl Session {
             dead: false,
             agent_patience: SILENCE + rng.millis(0, 1_000),
             server_patience: SILENCE + rng.millis(0, 5_000),
+            mutation: None,
         };
         let agent_end = AgentEnd { send: agent_send, receive: agent_receive, beats: agent_beat };
         let server_end =
@@ -131,6 +135,19 @@ impl Session {
         self.dead = true;
     }
 
+    /// The connection broke: what is under way is lost, and the sides that are named know it.
+    pub(crate) fn reset(&mut self, agent: bool, server: bool) {
+        self.kill();
+        self.up.clear();
+        self.down.clear();
+        if agent {
+            self.break_agent();
+        }
+        if server {
+            self.break_server();
+        }
+    }
+
     /// The agent's side finds it broken.
     pub(crate) fn break_agent(&mut self) {
         self.agent_side = None;
@@ -143,6 +160,13 @@ impl Session {
         self.server_side = None;
         self.up.clear();
         self.asked.clear();
+    }
+
+    /// When the next message arrives.
+    pub(crate) fn next(&self) -> Option<Time> {
+        let up = self.up.front().map(|(at, _)| *at);
+        let down = self.down.front().map(|(at, _)| *at);
+        [up, down].into_iter().flatten().min()
     }
 
     /// Takes up what both sides have said, and brings what is due.
@@ -165,6 +189,13 @@ impl Session {
         }
         if way.down && way.answered {
             self.deliver_down(now, &mut passed);
+        }
+        // Who has given a connection up says so, if that can be heard.
+        if way.down && way.answered && self.server_side.is_none() && self.down.is_empty() {
+            self.break_agent();
+        }
+        if way.up && way.answered && self.agent_side.is_none() && self.up.is_empty() {
+            self.break_server();
         }
         passed
     }
@@ -248,6 +279,13 @@ impl Session {
                 }
                 Up::Beat(leaving, held, sent) => {
                     let (answer, answered) = oneshot::channel();
+                    let early = |(mutation, _): &(_, _)| *mutation == Mutation::EarlyAnswer && !leaving;
+                    if let Some((_, ttl)) = self.mutation.filter(early) {
+                        self.down.push_back((now, Down::Held(Held::during(ttl), held, sent)));
+                        // Nobody waits for it any more.
+                        let _ = side.beats.try_send(Beat { leaving, held: answer });
+                        continue;
+                    }
                     if side.beats.try_send(Beat { leaving, held: answer }).is_ok() {
                         self.asked.push((answered, held, sent));
                     }
@@ -263,7 +301,12 @@ impl Session {
                 return self.down.push_front((at, message));
             }
             match message {
-                Down::Told(told) => {
+                Down::Told(mut told) => {
+                    if let (ToAgent::Snapshot(all), Some((Mutation::EmptySnapshot, _))) =
+                        (&mut told, self.mutation)
+                    {
+                        *all = BTreeMap::new();
+                    }
                     let text = told_text(&told);
                     match side.inbox.try_send(told) {
                         Ok(()) => passed.push(Passed::Told(text)),

@@ -19,8 +19,8 @@ use fleet_cluster::drain::drain_status;
 use fleet_cluster::model::*;
 use fleet_cluster::placement;
 use fleet_cluster::view::View;
-use fleet_registry::records::{Reader, SCHEDULE};
-use fleet_registry::{Snapshot, WatchBatch};
+use fleet_registry::records::{PRESENCES, Reader, SCHEDULE, STATES, UNITS};
+use fleet_registry::{Event, Snapshot, WatchBatch};
 use fleet_unit::{Hash, OnIsolation, UnitName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -29,6 +29,8 @@ use std::time::Duration;
 const NEWS: Duration = Duration::from_secs(5);
 /// How long an agent may take to see what it was told.
 const SOON: Duration = Duration::from_secs(1);
+/// A sign of life was sent up to this long before it was seen that it was.
+const SENT: Duration = Duration::from_millis(250);
 /// A report that is this old was seen by the leader before it made a decision that is committed now, however slow the store.
 const SEEN: Duration = Duration::from_secs(20);
 /// The index check is slow: it is made at every so many changes.
@@ -99,6 +101,21 @@ pub(crate) struct Oracle {
     renewed: BTreeMap<usize, Vec<(Time, Time)>>,
     /// When a fleetd was last killed on a host: what it was about to note is lost.
     killed: BTreeMap<usize, Time>,
+    /// The servers that have the sessions of machines, by the presences in the store.
+    speakers: BTreeMap<MachineId, MachineId>,
+    /// Since when machines are not there that were.
+    gone: BTreeMap<MachineId, Time>,
+    /// Units whose records this version can't read: what was known of them stays so.
+    unreadable: BTreeSet<UnitName>,
+    /// When there was one last.
+    blind: Option<Time>,
+    /// Hosts that are suspended, and when those that are not any more went on.
+    asleep: BTreeSet<usize>,
+    woke: BTreeMap<usize, Time>,
+    /// When hosts could not hear of anything last, or not do anything about it: from when until when.
+    stalled: BTreeMap<usize, (Time, Time)>,
+    /// Hosts on which files could not be written, until when.
+    full: BTreeMap<usize, Time>,
     pub(crate) violations: Vec<Violation>,
 }
 
@@ -125,8 +142,20 @@ impl Oracle {
             stops: BTreeSet::new(),
             renewed: BTreeMap::new(),
             killed: BTreeMap::new(),
+            speakers: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
+            blind: None,
+            asleep: BTreeSet::new(),
+            woke: BTreeMap::new(),
+            stalled: BTreeMap::new(),
+            full: BTreeMap::new(),
             violations: Vec::new(),
         }
+    }
+
+    pub(crate) fn leader(&self) -> Option<&MachineId> {
+        self.leader.as_ref()
     }
 
     pub(crate) fn view(&self) -> &View {
@@ -139,6 +168,27 @@ impl Oracle {
 
     /// The store came back with everything but what is under leases.
     pub(crate) fn reset(&mut self, now: Time, snapshot: &Snapshot) {
+        let durable = |snapshot: &Snapshot| {
+            let (changes, _) = Reader::default().snapshot(snapshot);
+            let mut view = View::default();
+            changes.into_iter().for_each(|change| drop(view.apply(change)));
+            view
+        };
+        let found = durable(snapshot);
+        let known = |view: &View| {
+            let units = view.units().map(|(name, unit)| (name.clone(), unit.revision)).collect::<Vec<_>>();
+            let places = view.schedule().map(|(name, id, at)| (name.clone(), id.clone(), at));
+            (units, places.collect::<Vec<_>>())
+        };
+        let unreadable = |(units, places): (Vec<(UnitName, Revision)>, Vec<_>)| {
+            let units = units.into_iter().filter(|(name, _)| !self.unreadable.contains(name));
+            (units.collect::<Vec<_>>(), places)
+        };
+        let (known, found) = (unreadable(known(&self.view)), unreadable(known(&found)));
+        if known != found {
+            let what = format!("the store had {known:?} and has after its restart {found:?}");
+            self.violate(now, "G1", what);
+        }
         let gone: Vec<_> = self.view.machines().map(|(id, _)| id.clone()).collect();
         for id in gone {
             self.apply(now, Change::States(id.clone(), BTreeMap::new()));
@@ -161,22 +211,31 @@ impl Oracle {
                 });
                 self.leader = server;
             }
+            self.follow_sessions(now, event, by);
             if event.key.starts_with(SCHEDULE) {
                 self.check_leader(now, by, batch, event.key.as_ref());
             }
+            let unit = event.key.strip_prefix(UNITS).and_then(|name| UnitName::parse(name).ok());
             match self.reader.event(event) {
                 Ok(change) => {
                     if let Some(change) = change {
                         self.check_change(now, &change);
                         self.apply(now, change);
                     }
+                    if unit.is_some_and(|unit| self.unreadable.remove(&unit)) {
+                        self.blind = Some(now);
+                    }
                 }
+                // A newer version has written it.
+                Err(_) if by.is_none() && unit.is_some() => self.unreadable.extend(unit),
                 Err(error) => self.violate(now, "records", error.to_string()),
             }
         }
         for (name, at) in std::mem::take(&mut self.taken_off) {
             let known = self.view.unit(&name).is_some() && self.view.machine(&at).is_some();
-            if known && placement::fits(&self.view, &name, &at).is_ok() {
+            // What others ask of a unit that can't be read is not known to be so.
+            let blind = self.is_blind(now) && !self.unreadable.contains(&name);
+            if known && !blind && placement::fits(&self.view, &name, &at).is_ok() {
                 self.violate(now, "G2", format!("{name} was taken off {at}, which is there and fits"));
             }
         }
@@ -186,6 +245,33 @@ impl Oracle {
             && let Err(error) = self.view.check()
         {
             self.violate(now, "view", error);
+        }
+    }
+
+    /// Who speaks for a machine: the states of a machine are written by the server that has its newest session.
+    fn follow_sessions(&mut self, now: Time, event: &Event, by: Option<usize>) {
+        if let Some(id) = event.key.strip_prefix(PRESENCES).and_then(|id| MachineId::parse(id).ok()) {
+            let server = event.entry.as_ref().and_then(|entry| {
+                let record: serde_json::Value = serde_json::from_slice(&entry.value).ok()?;
+                MachineId::parse(record["server"].as_str()?).ok()
+            });
+            match server {
+                Some(server) => {
+                    self.speakers.insert(id.clone(), server);
+                    self.gone.remove(&id);
+                }
+                None => {
+                    self.speakers.remove(&id);
+                    self.gone.insert(id, now);
+                }
+            }
+        } else if let (Some(id), Some(_), Some(by)) = (event.key.strip_prefix(STATES), &event.entry, by) {
+            let speaker = MachineId::parse(id).ok().and_then(|id| self.speakers.get(&id).cloned());
+            if speaker.as_ref() != Some(&self.ids[by]) {
+                let what =
+                    format!("the states of {id} were written by host {by}, and {speaker:?} speaks for it");
+                self.violate(now, "G2", what);
+            }
         }
     }
 
@@ -203,7 +289,10 @@ impl Oracle {
     fn check_change(&mut self, now: Time, change: &Change) {
         match change {
             Change::Schedule(name, to) => self.check_move(now, name, to.as_ref().map(|(id, _)| id)),
-            Change::Unit(name, Some(unit)) => self.check_file(now, name, unit),
+            Change::Unit(name, Some(unit)) => {
+                self.check_file(now, name, unit);
+                self.check_same(now, name, unit);
+            }
             _ => {}
         }
     }
@@ -215,6 +304,45 @@ impl Oracle {
         if !kept && !self.asked.values().any(|(asked, file)| asked == name && *file == hash) {
             self.violate(now, "G1", format!("{name} got the file {hash}, for which nobody asked any more"));
         }
+    }
+
+    /// G6: who repeats a command changes nothing.
+    fn check_same(&mut self, now: Time, name: &UnitName, unit: &Unit) {
+        let same = self
+            .view
+            .unit(name)
+            .is_some_and(|before| before.file.text() == unit.file.text() && before.desired == unit.desired);
+        if same && !self.unreadable.contains(name) {
+            self.violate(now, "G6", format!("the record of {name} was written again, as it was"));
+        }
+    }
+
+    /// Units whose records can't be read now.
+    pub(crate) fn unreadable(&self) -> Vec<UnitName> {
+        self.unreadable.iter().cloned().collect()
+    }
+
+    /// A host is suspended, or goes on.
+    pub(crate) fn sleeps(&mut self, now: Time, host: usize, sleeps: bool) {
+        if sleeps {
+            self.asleep.insert(host);
+        } else if self.asleep.remove(&host) {
+            self.woke.insert(host, now);
+        }
+    }
+
+    /// A host is paused, suspended, or cut off a server.
+    pub(crate) fn stalls(&mut self, now: Time, host: usize) {
+        let stalled = self.stalled.entry(host).or_insert((now, now));
+        if stalled.1 + NEWS < now {
+            stalled.0 = now;
+        }
+        stalled.1 = now;
+    }
+
+    /// Files can't be written on a host until then: no renewal counts there.
+    pub(crate) fn full(&mut self, host: usize, until: Time) {
+        self.full.insert(host, until);
     }
 
     /// A command that gives a unit a file is under way.
@@ -236,6 +364,10 @@ impl Oracle {
                 self.violate(now, "G5", format!("{name} was placed though it is not to be on a machine"));
             }
             return;
+        }
+        // Unless somebody else has written it meanwhile, there is a reason to write it.
+        if old.as_ref() == to && to.is_some() {
+            self.violate(now, "G5", format!("{name} was placed again where it is"));
         }
         if let Some(at) = old.filter(|at| Some(at) != to) {
             let machine = self.view.machine(&at);
@@ -354,11 +486,44 @@ impl Oracle {
         history[before..].iter().any(|(_, want)| holds(want))
     }
 
+    /// Whether, after a unit was wanted as it was started then, something else was wanted at any time. Who started it may have heard
+    /// of an earlier time at which it was wanted.
+    fn was_dropped(
+        &self,
+        host: usize,
+        name: &UnitName,
+        started: Time,
+        wanted: impl Fn(&Want) -> bool,
+    ) -> bool {
+        let Some(history) = self.wants.get(&(self.ids[host].clone(), name.clone())) else { return true };
+        // What was on its way to a host that could not hear it counts from before that.
+        let stalled = self.stalled.get(&host).filter(|(_, until)| *until + NEWS >= started);
+        let known = stalled.map_or(started, |(from, _)| started.min(*from)).saturating_sub(NEWS);
+        let until = |at: usize| history.get(at + 1).map_or(Time::MAX, |(until, _)| *until);
+        let first = (0..history.len()).find(|at| {
+            let (from, want) = &history[*at];
+            wanted(want) && *from <= started && until(*at) >= known
+        });
+        first.is_none_or(|first| history[first..].iter().any(|(_, want)| !wanted(want)))
+    }
+
     /// An answer to a sign of life sent then reached a machine.
     pub(crate) fn renewed(&mut self, now: Time, host: usize, sent: Time) {
+        // Presence was held at some time since it was asked for.
+        let id = &self.ids[host];
+        if self.gone.get(id).is_some_and(|gone| *gone + SENT < sent) {
+            self.violate(
+                now,
+                "G4",
+                format!("host {host} was told that its presence is renewed, and it has none"),
+            );
+        }
         let known = self.renewed.entry(host).or_default();
         known.retain(|(sent, _)| *sent + self.ttl > now);
-        known.push((sent, now));
+        // Of answers that come together only the first may count.
+        if known.last().is_none_or(|(_, told)| *told + SOON < now) {
+            known.push((sent, now));
+        }
     }
 
     pub(crate) fn killed(&mut self, now: Time, host: usize) {
@@ -368,6 +533,12 @@ impl Oracle {
     /// A machine was switched off.
     pub(crate) fn off(&mut self, host: usize) {
         self.runs.retain(|(on, _), _| *on != host);
+        self.asleep.remove(&host);
+    }
+
+    /// Whether something can't be read, or could not a moment ago.
+    fn is_blind(&self, now: Time) -> bool {
+        !self.unreadable.is_empty() || self.blind.is_some_and(|at| at + NEWS * 6 > now)
     }
 
     fn is_stop(&self, name: &UnitName, hash: Option<Hash>) -> bool {
@@ -379,19 +550,20 @@ impl Oracle {
         let known = self.renewed.get(&host).map_or(&[][..], Vec::as_slice);
         let renewed = known.iter().filter(|(_, told)| *told + SOON < now).map(|(sent, _)| *sent).max();
         self.is_stop(name, hash)
-            && renewed.is_none_or(|renewed| now.saturating_sub(renewed) >= (self.ttl / 2).mul_f64(0.97))
+            && (self.full.get(&host).is_some_and(|until| *until + self.ttl > now)
+                || renewed
+                    .is_none_or(|renewed| now.saturating_sub(renewed) + SENT >= (self.ttl / 2).mul_f64(0.97)))
     }
 
     /// What happened on a machine.
     pub(crate) fn happened(&mut self, now: Time, host: usize, fact: &Fact) {
         match fact {
-            Fact::Started { unit, hash, by } => {
+            Fact::Started { unit, hash, by, noted } => {
                 if *by == By::Fleet {
-                    self.check_start(now, host, unit, *hash);
+                    self.check_start(now, host, unit, *hash, *noted);
                 }
                 let run = Run { started: now, hash: *hash, live: true };
                 self.runs.insert((host, unit.clone()), run);
-                self.check_twice(now, unit);
             }
             Fact::Stopping { unit, hash, by } => {
                 if *by != By::Itself {
@@ -413,26 +585,27 @@ impl Oracle {
                 }
                 self.runs.remove(&(host, unit.clone()));
             }
+            Fact::Reloaded { outdated } => {
+                if !outdated {
+                    self.violate(now, "work", format!("host {host} reloaded systemd for nothing"));
+                }
+            }
         }
     }
 
-    fn check_start(&mut self, now: Time, host: usize, name: &UnitName, hash: Option<Hash>) {
+    fn check_start(&mut self, now: Time, host: usize, name: &UnitName, hash: Option<Hash>, noted: bool) {
         let wanted =
             |want: &Want| matches!(want, Some((wanted, DesiredState::Launched)) if Some(*wanted) == hash);
-        if !self.was_wanted(host, name, Time::ZERO, wanted) {
+        // A Global unit may be where one that can't be read does not want it.
+        if !self.was_wanted(host, name, Time::ZERO, wanted) && !self.is_blind(now) {
             self.violate(now, "G2", format!("{name} was started on host {host}, where it was never wanted"));
             return;
         }
         let Some(run) = self.runs.get(&(host, name.clone())).cloned() else { return };
-        // The next fleetd may not know that the one before has started it.
-        let forgotten = self.killed.get(&host).is_some_and(|killed| *killed + NEWS >= run.started);
-        let since = run.started.saturating_sub(NEWS);
+        // The next fleetd may not know how a start ended that the one before could not note.
+        let forgotten = !noted && self.killed.get(&host).is_some_and(|killed| *killed >= run.started);
         let fenced = self.is_stop(name, hash);
-        if run.hash == hash
-            && !forgotten
-            && !fenced
-            && !self.was_wanted(host, name, since, |want| !wanted(want))
-        {
+        if run.hash == hash && !forgotten && !fenced && !self.was_dropped(host, name, run.started, wanted) {
             self.violate(now, "G2", format!("{name} was started again on host {host} without a decision"));
         }
     }
@@ -441,23 +614,38 @@ impl Oracle {
         let started = self.runs.get(&(host, name.clone())).map_or(Time::ZERO, |run| run.started);
         let wanted =
             |want: &Want| matches!(want, Some((wanted, DesiredState::Launched)) if Some(*wanted) == hash);
-        let since = started.saturating_sub(NEWS);
-        if !self.was_wanted(host, name, since, |want| !wanted(want)) && !self.fenced(now, host, name, hash) {
+        if !self.was_dropped(host, name, started, wanted) && !self.fenced(now, host, name, hash) {
             self.violate(now, "G2", format!("{name} was stopped on host {host} without a decision"));
         }
     }
 
-    /// G4: a unit with OnIsolation=stop must not run twice.
-    fn check_twice(&mut self, now: Time, name: &UnitName) {
-        let runs = self.runs.iter().filter(|((_, unit), run)| unit == name && run.live);
-        let on: Vec<_> =
-            runs.filter(|(_, run)| self.is_stop(name, run.hash)).map(|((host, _), _)| *host).collect();
+    /// G4: a unit with OnIsolation=stop must not run twice, at no time.
+    pub(crate) fn check_lifetimes(&mut self, now: Time) {
+        if self.stops.is_empty() {
+            return;
+        }
+        let mut lives: BTreeMap<&UnitName, Vec<usize>> = BTreeMap::new();
+        for ((host, name), run) in &self.runs {
+            // What is suspended runs again until it has seen what time it is.
+            let awake = !self.asleep.contains(host) && self.woke.get(host).is_none_or(|at| *at + SOON < now);
+            if run.live && awake && self.is_stop(name, run.hash) {
+                lives.entry(name).or_default().push(*host);
+            }
+        }
+        lives.retain(|_, on| on.len() > 1);
+        let twice: Vec<_> = lives.into_iter().map(|(name, on)| (name.clone(), on)).collect();
+        for (name, on) in twice {
+            self.check_twice(now, &name, &on);
+        }
+    }
+
+    fn check_twice(&mut self, now: Time, name: &UnitName, on: &[usize]) {
         // Two machines that are both there may overlap for a moment while a unit moves between them.
         let given_up = |host: &usize| {
             let id = &self.ids[*host];
             self.view.machine(id).is_none() || self.given_up.get(name).is_some_and(|gone| gone.contains(id))
         };
-        if on.len() > 1 && on.iter().any(given_up) {
+        if on.iter().any(given_up) {
             self.violate(now, "G4", format!("{name} has OnIsolation=stop and runs on hosts {on:?}"));
         }
     }

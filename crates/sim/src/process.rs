@@ -53,6 +53,8 @@ pub(crate) struct Process {
     /// How fast its clock runs.
     rate: f64,
     paused: bool,
+    /// Since when its machine is suspended.
+    asleep: Option<Time>,
     main: Option<JoinHandle<()>>,
 }
 
@@ -61,7 +63,7 @@ impl Process {
     pub(crate) fn new(host: usize, now: Time, rate: f64) -> std::io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
         let origin = runtime.block_on(async { Instant::now() });
-        Ok(Process { runtime, host, origin, began: now, rate, paused: false, main: None })
+        Ok(Process { runtime, host, origin, began: now, rate, paused: false, asleep: None, main: None })
     }
 
     /// Begins its main task: the process ends with it.
@@ -86,7 +88,7 @@ impl Process {
     }
 
     pub(crate) fn is_paused(&self) -> bool {
-        self.paused
+        self.paused || self.asleep.is_some()
     }
 
     pub(crate) fn pause(&mut self) {
@@ -95,7 +97,7 @@ impl Process {
 
     /// Goes on: all that was due meanwhile is due now.
     pub(crate) fn resume(&mut self, now: Time) {
-        if std::mem::take(&mut self.paused) {
+        if std::mem::take(&mut self.paused) && self.asleep.is_none() {
             let target = self.local(now);
             self.runtime.block_on(async {
                 let missed = target.saturating_duration_since(Instant::now());
@@ -104,9 +106,21 @@ impl Process {
         }
     }
 
+    /// Its machine is suspended: its clock stands still.
+    pub(crate) fn sleep(&mut self, now: Time) {
+        self.asleep = self.asleep.or(Some(now));
+    }
+
+    /// Its machine goes on, and its clock as if nothing had been.
+    pub(crate) fn wake(&mut self, now: Time) {
+        if let Some(since) = self.asleep.take() {
+            self.began += now.saturating_sub(since);
+        }
+    }
+
     /// Lets it run up to a time.
     pub(crate) fn run_to(&mut self, now: Time) {
-        if self.paused {
+        if self.is_paused() {
             return;
         }
         RUNNING.set((self.host, now));

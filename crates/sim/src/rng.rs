@@ -13,6 +13,12 @@ impl Rng {
         Rng(seed)
     }
 
+    /// The stream of one of many things of a seed, which does not depend on what was drawn for the others.
+    pub(crate) fn of(seed: u64, number: u64) -> Self {
+        let mut rng = Rng(seed ^ number.wrapping_mul(0xd6e8_feb8_6659_fd93));
+        Rng(rng.next())
+    }
+
     /// A stream of its own, for a part that must not change what others draw.
     pub(crate) fn fork(&mut self) -> Rng {
         Rng(self.next())

@@ -1,5 +1,6 @@
 //! What a seed is about: the cluster, the time, and which faults how often.
 
+use crate::Mutation;
 use crate::rng::Rng;
 use crate::systemd::Manners;
 use std::time::Duration;
@@ -13,18 +14,32 @@ pub(crate) enum Fault {
     Restart,
     /// A machine loses its power.
     PowerCut,
+    /// Many machines do at once, and are back at about the same time.
+    PowerCutMany,
     /// A machine is rebooted in order.
     Reboot,
     /// A fleetd is paused, and goes on believing that it is still then.
     Pause,
+    /// A machine is suspended with all that runs on it, and goes on later: of its clocks one has stood still.
+    Suspend,
+    /// A machine's guard dies, and is started again by systemd.
+    GuardDies,
+    /// A machine can't write files.
+    FullDisk,
+    /// A connection breaks: what was under way in it is lost.
+    Reset,
     /// An agent is cut off one server or all, in one direction or both.
     Cut,
     /// As `Cut`, again and again for short times.
     Flap,
     /// Many agents are cut off at once.
     CutMany,
-    /// A server is cut off the store.
+    /// A server, often the one that leads, is cut off the store.
     CutStore,
+    /// As `CutStore`, again and again for short times.
+    FlapStore,
+    /// Calls of the store, or their answers, are lost one by one.
+    LossyStore,
     /// The store takes its time.
     SlowStore,
     /// Calls of the store fail, some with unknown outcome.
@@ -37,25 +52,46 @@ pub(crate) enum Fault {
     BusAway,
     /// A unit ends by itself.
     Die,
+    /// A newer version writes a record that the others can't read, for a time.
+    NewerRecord,
 }
 
-const FAULTS: [Fault; 15] = [
+const FAULTS: [Fault; 23] = [
     Fault::Kill,
     Fault::Restart,
     Fault::PowerCut,
+    Fault::PowerCutMany,
     Fault::Reboot,
     Fault::Pause,
+    Fault::Suspend,
+    Fault::GuardDies,
+    Fault::FullDisk,
+    Fault::Reset,
     Fault::Cut,
     Fault::Flap,
     Fault::CutMany,
     Fault::CutStore,
+    Fault::FlapStore,
+    Fault::LossyStore,
     Fault::SlowStore,
     Fault::FailingStore,
     Fault::Compact,
     Fault::LostStore,
     Fault::BusAway,
     Fault::Die,
+    Fault::NewerRecord,
 ];
+
+/// How slow the store is: up to so many milliseconds more
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Slow {
+    /// for each call, and each answer,
+    All(u64),
+    /// for this part of them,
+    Some(u64, f64),
+    /// for this part of the writes: those of leases' renewals do not wait for a disk.
+    Writes(u64, f64),
+}
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -82,9 +118,58 @@ pub(crate) struct Scenario {
     pub(crate) manners: Manners,
     /// How many names of units there are.
     pub(crate) names: usize,
+    /// How many of all files have OnIsolation=stop.
+    pub(crate) isolating: f64,
+    /// How many of the servers are of a newer version, which writes fields that others do not know.
+    pub(crate) newer: usize,
+    /// How slow the store may be.
+    pub(crate) slow: &'static [Slow],
+    /// The longest step of time while nothing is under way.
+    pub(crate) step: Duration,
 }
 
 impl Scenario {
+    /// The same, with what it takes to meet a deliberate mistake often: so it is found within few seeds.
+    pub(crate) fn focus(&mut self, mutation: Mutation) {
+        use Mutation::*;
+        let (faults, fault_every, command_every): (&[Fault], _, _) = match mutation {
+            // A decision arrives late, when it was made anew, or when the machine is there again.
+            NoScheduleGuard => (&[Fault::SlowStore], 5.0, 0.3),
+            NoAbsenceGuard => (&[Fault::SlowStore, Fault::Cut, Fault::Cut], 5.0, 2.0),
+            NoTermGuard => (&[Fault::SlowStore, Fault::CutStore, Fault::Pause], 2.0, 0.3),
+            NoSessionGuard => (&[Fault::SlowStore, Fault::Reset, Fault::Flap, Fault::Cut], 5.0, 0.5),
+            ForgottenMarks => (&[Fault::Kill, Fault::Die], 5.0, 10.0),
+            EarlyExpiry | NoFencing => (&[Fault::CutMany], 20.0, 5.0),
+            EarlyAnswer => (&[Fault::CutStore, Fault::SlowStore], 20.0, 5.0),
+            NoGuard => (&[Fault::Pause], 10.0, 5.0),
+            UnreadableIsGone => (&[Fault::NewerRecord, Fault::Kill], 5.0, 10.0),
+            UnknownFieldsLost => (&[Fault::Die], 20.0, 0.3),
+            _ => return,
+        };
+        self.faults = faults.iter().map(|fault| (*fault, 1.0)).collect();
+        self.fault_every = Duration::from_secs_f64(fault_every);
+        self.command_every = Duration::from_secs_f64(command_every);
+        (self.trouble, self.rounds) = (Duration::from_secs(200), 1);
+        (self.shared, self.servers, self.agents) = (true, 3, 3);
+        self.manners = Manners { stop_timeout: Duration::from_secs(20), ..Manners::default() };
+        self.slow = &[Slow::Some(8_000, 0.05), Slow::Writes(8_000, 0.1)];
+        self.ttl = Duration::from_secs(10);
+        match mutation {
+            NoTermGuard => self.agents = 1,
+            NoScheduleGuard => self.slow = &[Slow::Writes(12_000, 0.2)],
+            NoAbsenceGuard => {
+                (self.shared, self.servers) = (false, 1);
+                self.slow = &[Slow::Some(8_000, 0.5)];
+            }
+            UnknownFieldsLost => self.newer = 2,
+            EarlyExpiry | NoFencing | EarlyAnswer | NoGuard => {
+                self.isolating = 1.0;
+                self.manners.hangs = 0.5;
+            }
+            _ => {}
+        }
+    }
+
     pub(crate) fn new(rng: &mut Rng) -> Self {
         let shared = rng.chance(0.6);
         // Of the faults each seed has a few, so that each is also seen without the others.
@@ -100,8 +185,9 @@ impl Scenario {
             faults.push((*rng.pick(&FAULTS), 1.0));
         }
         let rare = |rng: &mut Rng, most: f64| if rng.chance(0.5) { most * rng.fraction() } else { 0.0 };
+        let servers = if shared { 1 + rng.below(3) } else { 1 };
         Scenario {
-            servers: if shared { 1 + rng.below(3) } else { 1 },
+            servers,
             agents: 1 + rng.below(4),
             shared,
             ttl: Duration::from_secs(*rng.pick(&[10, 15, 30])),
@@ -120,6 +206,16 @@ impl Scenario {
                 trouble: rare(rng, 0.02),
             },
             names: 2 + rng.below(10),
+            isolating: *rng.pick(&[0.0, 0.12, 0.12, 0.7]),
+            newer: if rng.chance(0.3) { rng.below(servers + 1) } else { 0 },
+            slow: &[
+                Slow::All(100),
+                Slow::All(1_000),
+                Slow::All(8_000),
+                Slow::Some(8_000, 0.05),
+                Slow::Writes(8_000, 0.1),
+            ],
+            step: Duration::from_millis(*rng.pick(&[10, 100, 200, 200])),
         }
     }
 }

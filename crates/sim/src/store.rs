@@ -144,6 +144,11 @@ impl StoreModel {
         Ok(())
     }
 
+    /// When the next lease runs out, if it is not renewed.
+    pub(crate) fn next_expiry(&self) -> Option<Time> {
+        self.leases.values().map(|lease| lease.expires).min()
+    }
+
     /// Ends the leases that have run out.
     pub(crate) fn expire(&mut self, now: Time) {
         let out: Vec<_> =

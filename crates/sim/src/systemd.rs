@@ -57,14 +57,17 @@ pub(crate) enum By {
 /// Something that happened to a unit of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fact {
-    /// It was started when it did not run.
-    Started { unit: UnitName, hash: Option<Hash>, by: By },
+    /// It was started when it did not run. `noted`: it was noted on the machine that it had been started as it is now, and
+    /// nobody had taken that back.
+    Started { unit: UnitName, hash: Option<Hash>, by: By, noted: bool },
     /// It was told to stop while it ran.
     Stopping { unit: UnitName, hash: Option<Hash>, by: By },
     /// Its phase changed otherwise.
     Changed { unit: UnitName, phase: Phase },
     /// Its file was taken away.
     Removed { unit: UnitName, live: bool },
+    /// systemd read all its configuration anew. `outdated`: what it had loaded of some unit was not what its file says.
+    Reloaded { outdated: bool },
 }
 
 /// How the units of a machine behave.
@@ -90,6 +93,8 @@ struct SimUnit {
     phase: Phase,
     /// The hash of the file it was started with last.
     hash: Option<Hash>,
+    /// What it was noted to have been started with before the start that is noted now.
+    noted: Option<Hash>,
     job: u64,
     waits: Option<oneshot::Sender<JobResult>>,
 }
@@ -103,6 +108,13 @@ pub(crate) struct Machine {
     guarded: Option<Guarded>,
     guard_runs: bool,
     guard_looks: Time,
+    /// Until then the guard is dead, and about to be started again.
+    guard_back: Time,
+    /// For how long the machine was suspended, by its own clock, and since when it is.
+    slept: Duration,
+    pub(crate) asleep: Option<Time>,
+    /// Files can't be written until then.
+    pub(crate) full: Time,
     /// How fast the machine's clock runs, and when it booted.
     rate: f64,
     booted: Time,
@@ -114,10 +126,18 @@ pub(crate) struct Machine {
     /// systemd can't be reached at all.
     pub(crate) away: bool,
     pub(crate) shutting_down: bool,
+    /// It has no power.
+    pub(crate) is_off: bool,
     /// Deliberate mistake: it forgets which units were started.
     pub(crate) forgetful: bool,
     /// Deliberate mistake: it says that a stop is done while the unit still runs.
     pub(crate) hasty: bool,
+    /// Deliberate mistake: fleetd's and the guard's clock stands still.
+    pub(crate) timeless: bool,
+    /// Deliberate mistake: there is no guard.
+    pub(crate) unguarded: bool,
+    /// Deliberate mistake: everything is reloaded for each unit.
+    pub(crate) reloads: bool,
     notices: Option<mpsc::Sender<Notice>>,
     changed: BTreeSet<UnitName>,
     facts: Vec<Fact>,
@@ -132,6 +152,10 @@ impl Machine {
             guarded: None,
             guard_runs: false,
             guard_looks: Time::ZERO,
+            guard_back: Time::ZERO,
+            slept: Duration::ZERO,
+            asleep: None,
+            full: Time::ZERO,
             rate,
             booted: Time::ZERO,
             ends: BTreeMap::new(),
@@ -140,8 +164,12 @@ impl Machine {
             manners,
             away: false,
             shutting_down: false,
+            is_off: false,
             forgetful: false,
             hasty: false,
+            timeless: false,
+            unguarded: false,
+            reloads: false,
             notices: None,
             changed: BTreeSet::new(),
             facts: Vec::new(),
@@ -160,9 +188,13 @@ impl Machine {
         self.guarded = None;
         self.guard_runs = false;
         self.booted = self.now;
+        self.slept = Duration::ZERO;
+        self.asleep = None;
+        self.full = Time::ZERO;
         self.ends.clear();
         self.notices = None;
         self.shutting_down = false;
+        self.is_off = true;
         self.away = false;
     }
 
@@ -176,18 +208,61 @@ impl Machine {
         self.units.iter().map(|(name, unit)| (name, unit.file.as_deref(), unit.phase, unit.hash))
     }
 
-    /// The time since it booted, by its own clock.
+    /// The time since it booted, by its own clock, with the time it was suspended.
     fn clock(&self) -> Duration {
+        if self.timeless {
+            return Duration::from_secs(1);
+        }
         self.now.saturating_sub(self.booted).mul_f64(self.rate)
+    }
+
+    /// It is suspended, with all that runs on it.
+    pub(crate) fn sleep(&mut self) {
+        self.asleep = self.asleep.or(Some(self.now));
+    }
+
+    /// It goes on; jobs and timeouts of systemd as if no time had passed.
+    pub(crate) fn wake(&mut self) {
+        let Some(since) = self.asleep.take() else { return };
+        let slept = self.now.saturating_sub(since);
+        self.slept += slept.mul_f64(self.rate);
+        let ends = std::mem::take(&mut self.ends).into_iter();
+        self.ends = ends.map(|((at, job), what)| ((at + slept, job), what)).collect();
+        // Timers of that clock are due on waking.
+        self.guard_looks = Time::ZERO;
+    }
+
+    /// The guard dies; systemd starts it again.
+    pub(crate) fn lose_guard(&mut self, back: Time) {
+        self.guard_back = back;
+        self.guard_looks = Time::ZERO;
+    }
+
+    /// Jobs and reloads since it booted.
+    pub(crate) fn work(&self) -> u64 {
+        self.jobs
+    }
+
+    /// When something happens here next by itself, if nothing else does before.
+    pub(crate) fn next(&self) -> Option<Time> {
+        if self.asleep.is_some() {
+            return None;
+        }
+        let guard = self.guarded.as_ref().filter(|_| self.guard_runs).map(|_| {
+            let looks = self.guard_looks.saturating_sub(self.clock());
+            (self.now + looks.div_f64(self.rate)).max(self.guard_back)
+        });
+        let told = (!self.changed.is_empty() && !self.away).then_some(self.now);
+        [guard, told, self.ends.keys().next().map(|(at, _)| *at)].into_iter().flatten().min()
     }
 
     /// The guard does what is due, as `fleetd::guard` does.
     fn guard(&mut self) {
-        let Some(guarded) = self.guarded.clone().filter(|_| self.guard_runs) else { return };
         let now = self.clock();
-        if now < self.guard_looks {
+        if !self.guard_runs || self.unguarded || now < self.guard_looks || self.now < self.guard_back {
             return;
         }
+        let Some(guarded) = self.guarded.clone() else { return };
         let renewed = Some(guarded.renewed).filter(|renewed| *renewed <= now);
         let units = guarded.units.iter().map(|(name, timeout)| (name, *timeout));
         let isolation = fencing::isolation(units, renewed, guarded.ttl, now);
@@ -211,6 +286,9 @@ impl Machine {
     /// Lets time pass: jobs end.
     pub(crate) fn run_to(&mut self, now: Time) {
         self.now = now;
+        if self.asleep.is_some() {
+            return;
+        }
         self.guard();
         while let Some(entry) = self.ends.first_entry() {
             if entry.key().0 > now {
@@ -283,6 +361,24 @@ impl Machine {
         }
     }
 
+    fn may_write(&self) -> Result<(), Error> {
+        match self.now < self.full {
+            true => Err(Error::File { path: "/run/fleet".to_owned(), reason: "no space left".to_owned() }),
+            false => Ok(()),
+        }
+    }
+
+    /// systemd reads what it has loaded anew.
+    fn reload(&mut self) {
+        self.jobs += 1;
+        let outdated = |unit: &SimUnit| unit.loaded.is_some() && unit.loaded != unit.file;
+        let outdated = self.units.values().any(outdated);
+        for unit in self.units.values_mut() {
+            unit.loaded = unit.loaded.as_ref().and(unit.file.clone());
+        }
+        self.facts.push(Fact::Reloaded { outdated });
+    }
+
     fn begin(&mut self, name: &UnitName, takes: Duration, then: Phase) -> oneshot::Receiver<JobResult> {
         self.jobs += 1;
         let (send, receive) = oneshot::channel();
@@ -301,6 +397,9 @@ impl Machine {
         let slow = self.rng.chance(manners.slow);
         let takes = if slow { self.rng.millis(500, 8_000) } else { self.rng.millis(1, 300) };
         let fails = self.rng.chance(manners.fails);
+        if self.shutting_down {
+            return Err(Error::Refused("Transaction is destructive: the machine shuts down.".to_owned()));
+        }
         let unit = self.units.entry(name.clone()).or_default();
         let Some(text) = unit.file.clone().or(unit.loaded.clone()) else {
             return Err(Error::Refused(format!("Unit {name} not found.")));
@@ -314,7 +413,8 @@ impl Machine {
         unit.hash = UnitFile::parse(&text).ok().map(|file| file.hash());
         unit.phase = Phase::Activating;
         if fresh {
-            self.facts.push(Fact::Started { unit: name.clone(), hash: unit.hash, by: By::Fleet });
+            let noted = unit.noted.is_some() && unit.noted == unit.hash;
+            self.facts.push(Fact::Started { unit: name.clone(), hash: unit.hash, by: By::Fleet, noted });
         }
         Ok(self.begin(name, takes, if fails { Phase::Failed } else { Phase::Active }))
     }
@@ -353,13 +453,16 @@ pub(crate) struct SimSystemd {
     machine: SharedMachine,
     /// When the last call arrives: they keep their order on the bus.
     last: Mutex<Instant>,
-    /// The machine's clock when this fleetd began, and its own then.
-    clock: (Duration, Instant),
+    /// When this fleetd began: the machine's clock, for how long the machine had been suspended, and its own clock.
+    clock: (Duration, Duration, Instant),
 }
 
 impl SimSystemd {
     pub(crate) fn new(machine: SharedMachine) -> Self {
-        let clock = (lock(&machine).clock(), Instant::now());
+        let clock = {
+            let machine = lock(&machine);
+            (machine.clock(), machine.slept, Instant::now())
+        };
         SimSystemd { machine, last: Mutex::new(Instant::now()), clock }
     }
 
@@ -387,6 +490,16 @@ impl SimSystemd {
         result
     }
 
+    /// A call that writes files.
+    async fn write(&self, act: impl FnOnce(&mut Machine)) -> Result<(), Error> {
+        self.call(|machine| {
+            machine.may_write()?;
+            act(machine);
+            Ok(())
+        })
+        .await
+    }
+
     async fn job(&self, job: oneshot::Receiver<JobResult>) -> Result<JobResult, Error> {
         job.await.map_err(|_| Error::Unreachable("the bus was lost".to_owned()))
     }
@@ -405,11 +518,13 @@ impl Systemd for SimSystemd {
 
     async fn install(&self, units: &[(UnitName, UnitFile)]) -> Vec<Result<(), Error>> {
         let written = self
-            .call(|machine| {
+            .write(|machine| {
                 for (name, file) in units {
                     machine.units.entry(name.clone()).or_default().file = Some(file.shared_text());
+                    if machine.reloads {
+                        machine.reload();
+                    }
                 }
-                Ok(())
             })
             .await;
         units.iter().map(|_| written.clone()).collect()
@@ -441,9 +556,7 @@ impl Systemd for SimSystemd {
             };
             let needed = units.iter().any(outdated);
             if needed {
-                for unit in machine.units.values_mut() {
-                    unit.loaded = unit.loaded.as_ref().and(unit.file.clone());
-                }
+                machine.reload();
             }
             Ok(needed)
         })
@@ -497,22 +610,31 @@ impl Systemd for SimSystemd {
 
     async fn mark(&self, marks: &[(UnitName, Option<Mark>)]) -> Vec<Result<(), Error>> {
         let marked = self
-            .call(|machine| {
+            .write(|machine| {
                 for (unit, mark) in marks {
+                    let noted = match (mark, machine.marks.get(unit)) {
+                        (Some(Mark::Starting(_)), Some(Mark::Launched(hash))) => Some(*hash),
+                        _ => None,
+                    };
+                    machine.units.entry(unit.clone()).or_default().noted = noted;
                     match mark {
                         Some(mark) => machine.marks.insert(unit.clone(), *mark),
                         None => machine.marks.remove(unit),
                     };
                 }
-                Ok(())
             })
             .await;
         marks.iter().map(|_| marked.clone()).collect()
     }
 
     fn clock(&self) -> Duration {
-        let (machine, own) = self.clock;
-        machine + own.elapsed()
+        let (began, slept, own) = self.clock;
+        let machine = lock(&self.machine);
+        if machine.timeless {
+            return began;
+        }
+        // What this fleetd has not seen pass, it counts all the same.
+        began + own.elapsed() + machine.slept.saturating_sub(slept)
     }
 
     async fn stop_timeouts(&self, units: &[UnitName]) -> BTreeMap<UnitName, Duration> {
@@ -523,6 +645,7 @@ impl Systemd for SimSystemd {
     async fn tell_guard(&self, guarded: Option<&Guarded>) -> Result<(), Error> {
         // A file in memory, which does not depend on the bus.
         let mut machine = lock(&self.machine);
+        machine.may_write()?;
         machine.guarded = guarded.cloned();
         machine.guard_looks = Time::ZERO;
         Ok(())

@@ -21,13 +21,14 @@ use calls::{Reply, StoreTrouble, Watcher};
 use faults::Cut;
 use fleet_cluster::model::MachineId;
 use fleet_link::{AgentEnd, Hello};
+use fleet_unit::UnitName;
 use fleetd::Life;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// How long a step is: nothing between processes is faster.
+/// How long a step is while something is under way: nothing between processes is faster.
 const STEP: Duration = Duration::from_millis(10);
 /// How often, when all should come to rest, it is looked whether it has.
 const LOOK: Duration = Duration::from_secs(1);
@@ -50,8 +51,14 @@ enum Event {
     Resume(usize),
     /// An agent's side of a session is found broken.
     Broken(u64),
+    /// A machine that was suspended goes on.
+    Wake(usize),
     /// The bus of a machine is back.
     BusBack(usize),
+    /// A cut between a server and the store that comes and goes: how often yet.
+    FlapStore(usize, u32),
+    /// A record can be read again.
+    Readable(UnitName),
     /// A cut that comes and goes: how often yet.
     Flap(usize, u32),
     Fault,
@@ -74,6 +81,15 @@ struct Host {
     dialled: u32,
     /// A session that waits for its agent to take it.
     ends: Option<mpsc::Sender<AgentEnd>>,
+}
+
+/// Work that nobody does while nothing changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Work {
+    /// Changes of the registry.
+    revision: u64,
+    /// Jobs and reloads of systemd, on all machines.
+    jobs: u64,
 }
 
 /// A command that was given.
@@ -102,6 +118,10 @@ pub(crate) struct World {
     calls: Calls,
     watchers: Vec<Watcher>,
     sessions: BTreeMap<u64, Session>,
+    /// Something was said or brought in the last step: what comes of it may come at once.
+    busy: bool,
+    /// When it is looked next whether all is as it should be.
+    look_at: Time,
     cuts: Vec<Cut>,
     given: BTreeMap<u64, Given>,
     answers: Answers,
@@ -112,12 +132,18 @@ pub(crate) struct World {
     /// Whether things still go wrong.
     troubled: bool,
     mutation: Option<Mutation>,
+    /// Faults and commands that were drawn.
+    inputs: u64,
+    tail: VecDeque<String>,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, options: Options) -> std::io::Result<Self> {
         let mut rng = Rng::new(seed);
-        let scenario = Scenario::new(&mut rng);
+        let mut scenario = Scenario::new(&mut rng);
+        if let Some(mutation) = options.mutation.filter(|_| options.focus) {
+            scenario.focus(mutation);
+        }
         let rate = |rng: &mut Rng| 1.0 + scenario.drift * (rng.fraction() * 2.0 - 1.0);
         let mut hosts = Vec::new();
         for number in 0..scenario.servers + scenario.agents {
@@ -141,7 +167,6 @@ impl World {
         let store_rate = rate(&mut rng);
         let mut world = World {
             seed,
-            options,
             now: Time::ZERO,
             hosts,
             events: BTreeMap::new(),
@@ -153,6 +178,8 @@ impl World {
             calls: Calls::default(),
             watchers: Vec::new(),
             sessions: BTreeMap::new(),
+            busy: true,
+            look_at: Time::ZERO,
             cuts: Vec::new(),
             given: BTreeMap::new(),
             answers: Answers::default(),
@@ -162,13 +189,19 @@ impl World {
             faults: 0,
             troubled: false,
             mutation: options.mutation,
+            inputs: 0,
+            tail: VecDeque::new(),
+            options,
             rng,
             scenario,
         };
         for host in &world.hosts {
             let mut machine = lock(&host.machine);
-            machine.forgetful = options.mutation == Some(Mutation::ForgottenMarks);
-            machine.hasty = options.mutation == Some(Mutation::HastyStop);
+            machine.forgetful = world.mutation == Some(Mutation::ForgottenMarks);
+            machine.hasty = world.mutation == Some(Mutation::HastyStop);
+            machine.timeless = world.mutation == Some(Mutation::NoFencing);
+            machine.unguarded = world.mutation == Some(Mutation::NoGuard);
+            machine.reloads = world.mutation == Some(Mutation::ReloadPerUnit);
         }
         let text = format!("{:?}", world.scenario);
         world.note(|| text);
@@ -198,15 +231,16 @@ impl World {
             self.heal();
             let healed = self.now;
             let bound = self.bound();
-            let mut resting: Option<Time> = None;
+            let mut resting: Option<(Time, Work)> = None;
             while self.is_well() {
                 self.step()?;
-                if !self.now.as_millis().is_multiple_of(LOOK.as_millis()) {
+                if self.now < self.look_at {
                     continue;
                 }
-                match self.unsettled() {
+                self.look_at = self.now + LOOK;
+                match self.unsettled(resting.as_ref().map(|(_, work)| work)) {
                     None => {
-                        let since = *resting.get_or_insert(self.now);
+                        let (since, _) = *resting.get_or_insert_with(|| (self.now, self.work()));
                         settled_in = settled_in.max(since - healed);
                         if self.now >= since + REST {
                             break;
@@ -227,6 +261,8 @@ impl World {
             settled_in,
             acknowledged: self.acknowledged,
             faults: self.faults,
+            inputs: self.inputs,
+            tail: self.tail.into(),
         })
     }
 
@@ -254,6 +290,12 @@ impl World {
         if self.options.trace {
             println!("{line}");
         }
+        if self.options.tail > 0 {
+            if self.tail.len() == self.options.tail {
+                self.tail.pop_front();
+            }
+            self.tail.push_back(line);
+        }
     }
 
     fn after(&mut self, delay: Duration, event: Event) {
@@ -262,7 +304,8 @@ impl World {
     }
 
     fn step(&mut self) -> std::io::Result<()> {
-        self.now += STEP;
+        self.now += self.next_step();
+        self.busy = false;
         for host in &mut self.hosts {
             lock(&host.machine).now = self.now;
             if let Some(process) = &mut host.process {
@@ -276,18 +319,29 @@ impl World {
         self.take_answers();
         self.pass_messages();
         let now = self.store_now();
-        self.in_store(None, |store| store.expire(now));
+        if self.store.next_expiry().is_some_and(|at| at <= now) {
+            self.in_store(None, |store| store.expire(now));
+        }
         while let Some(entry) = self.events.first_entry() {
             if entry.key().0 > self.now {
                 break;
             }
             let event = entry.remove();
+            self.busy = true;
             self.happen(event)?;
         }
         for host in 0..self.hosts.len() {
             lock(&self.hosts[host].machine).run_to(self.now);
+            if self.hosts[host].process.as_ref().is_some_and(Process::is_paused) {
+                self.oracle.stalls(self.now, host);
+            }
             self.take_facts(host);
             self.look_after(host);
+        }
+        self.oracle.check_lifetimes(self.now);
+        if self.troubled && self.now >= self.look_at {
+            self.look_at = self.now + LOOK;
+            self.check_a_view();
         }
         for violation in self.oracle.violations.clone() {
             self.note(|| format!("VIOLATION {violation}"));
@@ -316,7 +370,10 @@ impl World {
                 machine.away = false;
                 machine.tell_all();
             }
+            Event::Wake(host) => self.wake(host),
             Event::Flap(cut, left) => self.flap(cut, left),
+            Event::FlapStore(server, left) => self.flap_store(server, left),
+            Event::Readable(name) => self.make_readable(&name),
             Event::Fault => self.next_fault(),
             Event::Command => self.next_command(),
             Event::Again(command) => self.give(command),
@@ -327,6 +384,7 @@ impl World {
     /// What happened to units of a machine.
     fn take_facts(&mut self, host: usize) {
         let facts = lock(&self.hosts[host].machine).take_facts();
+        self.busy |= !facts.is_empty();
         for fact in facts {
             self.note(|| format!("host {host}: {fact:?}"));
             self.oracle.happened(self.now, host, &fact);
@@ -370,7 +428,8 @@ impl World {
         }
         self.hosts[host].dial_at = self.now + delay;
         let hello = Hello { id: self.hosts[host].id.clone(), machine: fleetd::described(host) };
-        let (session, agent_end, server_end) = Session::new(host, server, hello, self.now, &mut self.rng);
+        let (mut session, agent_end, server_end) = Session::new(host, server, hello, self.now, &mut self.rng);
+        session.mutation = self.mutation.map(|mutation| (mutation, self.scenario.ttl));
         // A newer session of a machine replaces the older one at the same server.
         for older in self.sessions.values_mut().filter(|older| older.agent == host && older.server == server)
         {
@@ -415,12 +474,17 @@ impl World {
         for key in keys {
             let Some(mut session) = self.sessions.remove(&key) else { continue };
             let way = self.way(session.agent, session.server);
+            if !(way.up && way.down && way.answered) {
+                self.oracle.stalls(self.now, session.agent);
+            }
             let passed = session.pass(self.now, way, &mut self.rng);
+            self.busy |= !passed.is_empty();
             let (agent, server) = (session.agent, session.server);
             for what in passed {
                 match what {
                     Passed::Renewed { sent, ttl } => {
-                        if !ttl.is_zero() {
+                        // It counts when the guard knows of it.
+                        if !ttl.is_zero() && lock(&self.hosts[agent].machine).full <= self.now {
                             self.oracle.renewed(self.now, agent, sent);
                         }
                         self.note(|| format!("host {agent} renewed by {server}"));
@@ -447,11 +511,14 @@ impl World {
             return;
         }
         let ids: Vec<_> = self.hosts.iter().map(|host| host.id.clone()).collect();
-        if let Some(command) = Command::draw(&mut self.rng, self.scenario.names, &ids) {
+        let (names, isolating) = (self.scenario.names, self.scenario.isolating);
+        let (is_in, mut rng) = self.draw_input();
+        let rng = &mut rng;
+        if let Some(command) = Command::draw(rng, names, isolating, &ids).filter(|_| is_in) {
             // Now and then several operators work on the same unit at once.
-            for _ in 0..if self.rng.chance(0.2) { 1 + self.rng.below(3) } else { 0 } {
-                let other = Command::draw(&mut self.rng, self.scenario.names, &ids);
-                let after = self.rng.spread(1, 200);
+            for _ in 0..if rng.chance(0.2) { 1 + rng.below(3) } else { 0 } {
+                let other = Command::draw(rng, names, isolating, &ids);
+                let after = rng.spread(1, 200);
                 if let Some(other) = other.and_then(|other| other.about(&command)) {
                     self.after(after, Event::Again(other));
                 }
@@ -459,7 +526,7 @@ impl World {
             self.give(command);
         }
         let mean = self.scenario.command_every.as_secs_f64();
-        let next = Duration::from_secs_f64(mean * -(1.0 - self.rng.fraction()).max(1e-9).ln());
+        let next = Duration::from_secs_f64(mean * -(1.0 - rng.fraction()).max(1e-9).ln());
         self.after(next, Event::Command);
     }
 
@@ -490,6 +557,7 @@ impl World {
 
     fn take_answers(&mut self) {
         let answers = std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner));
+        self.busy |= !answers.is_empty();
         for (number, ended) in answers {
             let Some(Given { command, asked }) = self.given.remove(&number) else { continue };
             self.note(|| format!("command {number} ended: {ended:?}"));
@@ -521,24 +589,70 @@ impl World {
         self.cuts.clear();
         self.store_trouble = StoreTrouble::default();
         for host in 0..self.hosts.len() {
+            self.wake(host);
             self.resume(host);
             let mut machine = lock(&self.hosts[host].machine);
             let stop_timeout = self.scenario.manners.stop_timeout;
             machine.manners = Manners { stop_timeout, ..Manners::default() };
             machine.away = false;
+            machine.full = Time::ZERO;
             machine.tell_all();
+        }
+        for name in self.oracle.unreadable() {
+            self.make_readable(&name);
         }
     }
 
-    /// What is not at rest.
-    fn unsettled(&self) -> Option<String> {
+    /// The work that was done so far.
+    fn work(&self) -> Work {
+        let jobs = self.hosts.iter().map(|host| lock(&host.machine).work()).sum();
+        Work { revision: self.store.revision(), jobs }
+    }
+
+    /// A server's view is whole at any time, whatever it has missed.
+    fn check_a_view(&mut self) {
+        let host = self.rng.below(self.scenario.servers);
+        let Some(Life { server: Some(server), .. }) = &self.hosts[host].life else { return };
+        let checked = server.hub().view().check();
+        if let Err(error) = checked {
+            self.violate("view", format!("of host {host}: {error}"));
+        }
+    }
+
+    /// How long the next step is. While nothing is under way only the clocks of processes make anything happen, and what they say is
+    /// heard of a little later, as in a network that is a little slower.
+    fn next_step(&self) -> Duration {
+        if self.busy || self.scenario.step <= STEP {
+            return STEP;
+        }
+        let expiry = self.store.next_expiry().map(|at| at.div_f64(self.store_rate));
+        let event = self.events.keys().next().map(|(at, _)| *at);
+        // What is overdue waits for the end of a cut.
+        let messages = self.sessions.values().filter_map(Session::next).filter(|at| *at > self.now);
+        let machines = self.hosts.iter().filter_map(|host| lock(&host.machine).next());
+        let next = messages.chain(machines).chain(expiry).chain(event).min();
+        let until = next.map_or(self.scenario.step, |next| next.saturating_sub(self.now));
+        until.clamp(STEP, self.scenario.step)
+    }
+
+    /// Another fault or command: whether it is not left out, and what it is drawn from.
+    fn draw_input(&mut self) -> (bool, Rng) {
+        let number = self.inputs;
+        self.inputs += 1;
+        (!self.options.without.contains(&number), Rng::of(self.seed, number))
+    }
+
+    /// What is not at rest; what work there was before, if all was at rest before.
+    fn unsettled(&self, before: Option<&Work>) -> Option<String> {
         if let Some(host) = self.hosts.iter().position(|host| host.process.is_none()) {
             return Some(format!("host {host} has no fleetd"));
         }
         let machines: Vec<_> = self.hosts.iter().map(|host| lock(&host.machine)).collect();
         let units = machines.iter().enumerate().map(|(host, machine)| (host, machine.units().collect()));
-        if let Some(what) = self.oracle.unsettled(units) {
-            return Some(what);
+        let unsettled = self.oracle.unsettled(units);
+        drop(machines);
+        if unsettled.is_some() {
+            return unsettled;
         }
         for (number, host) in self.hosts.iter().enumerate() {
             let Some(Life { server: Some(server), .. }) = &host.life else { continue };
@@ -547,13 +661,19 @@ impl World {
                 return Some(format!("the view of host {number}: {what}"));
             }
         }
-        None
+        let work = self.work();
+        before.filter(|before| **before != work).map(|before| format!("{before:?} has become {work:?}"))
     }
 
     fn begin(&mut self, number: usize) -> std::io::Result<()> {
         if self.hosts[number].process.is_some() {
             return Ok(());
         }
+        if lock(&self.hosts[number].machine).asleep.is_some() {
+            self.after(Duration::from_secs(1), Event::Begin(number));
+            return Ok(());
+        }
+        lock(&self.hosts[number].machine).is_off = false;
         self.note(|| format!("host {number}: fleetd begins"));
         let host = &mut self.hosts[number];
         host.incarnation += 1;

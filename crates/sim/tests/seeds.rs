@@ -1,4 +1,4 @@
-//! A fixed set of seeds without a violation, and the same seed twice.
+//! A fixed set of seeds without a violation, those that once had one, and the same seed twice.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use fleet_sim::{Options, run};
@@ -6,26 +6,45 @@ use fleet_sim::{Options, run};
 /// Two of them at a time, as many as there are cores in CI.
 fn clean(seeds: impl Iterator<Item = u64>) {
     for seed in seeds {
-        let outcome = run(seed, Options::default()).unwrap();
+        let outcome = run(seed, &Options::default()).unwrap();
         assert_eq!(outcome.violations, vec![], "seed {seed}: cargo xtask sim --seed {seed} --trace");
     }
 }
 
 #[test]
 fn seeds_of_one_half_are_clean() {
-    clean((1..=12).step_by(2));
+    clean((1..=60).step_by(2));
 }
 
 #[test]
 fn seeds_of_the_other_half_are_clean() {
-    clean((2..=12).step_by(2));
+    clean((2..=60).step_by(2));
+}
+
+/// Seeds that once ended in a violation, and what it was. What happens in a seed changes with the simulator: what was found wrong in
+/// fleet has a test or a deliberate mistake of its own, and these show that the checks do not complain of what is right.
+const ONCE: [(u64, &str); 9] = [
+    (9, "a unit whose note could not be written was started again"),
+    (16, "a suspended machine's clock drifted from that of its fleetd"),
+    (142, "a sign of life counted from when it was seen on its way"),
+    (1_000_183, "orders that were held up in a paused machine were taken for none"),
+    (1_000_623, "a machine that went down started a unit after it had given up its presence"),
+    (1_001_157, "a write that was refused was taken for one that lost a field"),
+    (1_002_628, "a machine was told to go down while it was off"),
+    (1_002_727, "of two renewals that were answered together one did not count"),
+    (1_002_806, "a session that the server had given up stayed open for the agent"),
+];
+
+#[test]
+fn seeds_that_once_failed_are_clean() {
+    clean(ONCE.iter().map(|(seed, _)| *seed));
 }
 
 /// Nothing is decided by chance, by real time or by the order of addresses.
 #[test]
 fn the_same_seed_is_the_same_run() {
     for seed in [27, 63] {
-        let [one, other] = [(); 2].map(|()| run(seed, Options::default()).unwrap());
+        let [one, other] = [(); 2].map(|()| run(seed, &Options::default()).unwrap());
         assert_eq!((one.trace, one.simulated, one.faults), (other.trace, other.simulated, other.faults));
         assert!(one.acknowledged > 0 && one.faults > 0);
     }

@@ -1,22 +1,28 @@
 //! Calls of the store: on their way there, carried out, and on their way back; and watches.
 
 use super::*;
+use crate::scenario::Slow;
 use crate::store::{Answer, Request};
-use fleet_registry::records::{PRESENCES, SCHEDULE, STATES, UNITS, put_format};
-use fleet_registry::{Event as Change, StoreError, Txn, WatchBatch};
+use fleet_registry::records::{FORMAT, MACHINES, PRESENCES, SCHEDULE, STATES, UNITS, put_format, unit_key};
+use fleet_registry::{Event as Change, Op, StoreError, Txn, WatchBatch};
 use tokio::sync::oneshot;
 
 /// How the store is.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StoreTrouble {
-    /// Until then each call takes up to so many milliseconds more.
-    pub(super) slow: Option<(Time, u64)>,
+    /// How slow it is, until then.
+    pub(super) slow: Option<(Time, Slow)>,
+    /// Until then calls, or their answers, are lost with this probability.
+    pub(super) lossy: Option<(Time, f64)>,
     /// Until then calls fail with this probability.
     pub(super) failing: Option<(Time, f64)>,
     /// Until then its data is lost, as far as it knows.
     pub(super) lost: Option<Time>,
     /// Servers that are cut off: calls to the store, and answers, until then.
     pub(super) cuts: Vec<(usize, bool, bool, Time)>,
+    /// Writes of an embedded store of which it is not known whether they reached the disk: so far they count as not written, and
+    /// the next restart may find them.
+    pub(super) limbo: Option<Txn>,
     /// Deliberate mistake: the next listing of that host is empty.
     pub(super) empty_listing: Option<usize>,
 }
@@ -80,25 +86,40 @@ impl World {
         cuts.fold((false, false), |(to, from), (_, cut_to, cut_from, _)| (to || *cut_to, from || *cut_from))
     }
 
-    /// How long a call, or its answer, is on its way.
-    fn call_delay(&mut self) -> Duration {
+    /// How long a call, or its answer, is on its way. `writes`: it waits for the store's disk.
+    fn call_delay(&mut self, writes: bool) -> Duration {
         let slow = self.store_trouble.slow.filter(|(until, _)| *until > self.now);
-        let more = slow.map_or(Duration::ZERO, |(_, most)| self.rng.spread(1, most));
+        let more = match slow {
+            Some((_, Slow::All(most))) => self.rng.spread(1, most),
+            Some((_, Slow::Some(most, part))) if self.rng.chance(part) => self.rng.millis(1, most),
+            Some((_, Slow::Writes(most, part))) if writes && self.rng.chance(part) => {
+                self.rng.millis(1, most)
+            }
+            _ => Duration::ZERO,
+        };
         more + if self.scenario.shared { self.rng.spread(1, 20) } else { Duration::ZERO }
     }
 
     pub(super) fn take_calls(&mut self) {
         let calls = std::mem::take(&mut *self.calls.lock().unwrap_or_else(PoisonError::into_inner));
         self.unanswered.retain(|call| !call.reply.is_closed());
+        self.busy |= !calls.is_empty();
         for call in calls {
             let (to, _) = self.store_cut(call.host);
-            if to {
+            if to || self.is_lost() {
                 self.unanswered.push(call);
             } else {
-                let delay = self.call_delay();
+                let writes = matches!(call.request, Request::Commit(_));
+                let delay = self.call_delay(writes);
                 self.after(delay, Event::Call(call));
             }
         }
+    }
+
+    /// Whether a message to or from the store is lost.
+    fn is_lost(&mut self) -> bool {
+        let lossy = self.store_trouble.lossy.filter(|(until, _)| *until > self.now);
+        lossy.is_some_and(|(_, probability)| self.rng.chance(probability))
     }
 
     pub(super) fn called(&mut self, call: Call) {
@@ -117,27 +138,44 @@ impl World {
         } else {
             self.carry_out(host, request)
         };
-        let delay = self.call_delay();
+        let delay = self.call_delay(false);
         self.after(delay, Event::Reply(Reply { host, send: reply, answer }));
     }
 
     fn fail(&mut self, host: usize, request: Request) -> Result<Answer, StoreError> {
-        let writes = matches!(request, Request::Commit(_));
-        if writes && self.scenario.shared && self.rng.chance(0.6) {
+        if !self.scenario.shared {
+            return self.fail_on_disk(host, request);
+        }
+        if matches!(request, Request::Commit(_)) && self.rng.chance(0.6) {
             if self.rng.chance(0.5) {
                 // It is done all the same; nobody knows.
                 let _ = self.carry_out(host, request);
             }
             return Err(StoreError::Unknown("the connection broke".to_owned()));
         }
-        // A disk that is full does not concern what is only read.
-        match request {
-            Request::Commit(_) | Request::Grant(_) | Request::KeepAlive(_) => {
-                Err(StoreError::Unavailable("no space left".to_owned()))
-            }
-            _ if self.scenario.shared => Err(StoreError::Unavailable("no leader".to_owned())),
-            other => self.carry_out(host, other),
+        Err(StoreError::Unavailable("no leader".to_owned()))
+    }
+
+    /// As the embedded store behaves when its disk is full or fails: what is read, leases, and what is under them go on, and
+    /// what has to be durable is refused. When it is the sync that failed, nobody knows whether it is durable.
+    fn fail_on_disk(&mut self, host: usize, request: Request) -> Result<Answer, StoreError> {
+        let Request::Commit(txn) = request else { return self.carry_out(host, request) };
+        let durable = |op: &Op| match op {
+            Op::Put { lease, .. } => lease.is_none(),
+            Op::Delete { key } => !key.starts_with(PRESENCES) && !key.starts_with(STATES),
+        };
+        if !txn.ops.iter().any(durable) {
+            return self.carry_out(host, Request::Commit(txn));
         }
+        if let Some(conflict) = self.store.conflict(&txn.compares) {
+            return Err(conflict.into());
+        }
+        if self.rng.chance(0.3) {
+            // Conditions held when it was written; that is how it may be found.
+            self.store_trouble.limbo = Some(Txn { compares: Vec::new(), ops: txn.ops });
+            return Err(StoreError::Unknown("the disk did not take it".to_owned()));
+        }
+        Err(StoreError::Unavailable("no space left".to_owned()))
     }
 
     fn carry_out(&mut self, host: usize, request: Request) -> Result<Answer, StoreError> {
@@ -149,12 +187,26 @@ impl World {
                     self.store_trouble.empty_listing = None;
                     snapshot.entries.clear();
                 }
+                if self.mutation == Some(Mutation::UnreadableIsGone) {
+                    snapshot.entries.retain(|entry| is_readable(&entry.value));
+                }
                 Ok(Answer::Snapshot(snapshot))
             }
             Request::Get(key) => Ok(Answer::Entry(self.store.get(&key))),
             Request::Commit(mut txn) => {
                 self.mutate(&mut txn);
-                self.in_store(Some(host), |store| store.commit(&txn)).map(Answer::Revision)
+                self.write_as(host, &mut txn);
+                let before = self.unknown_fields(&txn);
+                let done = self.in_store(Some(host), |store| store.commit(&txn));
+                if before != self.unknown_fields(&txn) && !before.is_empty() {
+                    let what = format!("of {before:?} a field was lost that this version does not know");
+                    self.violate("G9", what);
+                }
+                if done.is_ok() && !txn.ops.is_empty() {
+                    // The file was brought back to what is known before anything else was written to it.
+                    self.store_trouble.limbo = None;
+                }
+                done.map(Answer::Revision)
             }
             Request::Grant(ttl) => {
                 let presence = ttl == self.scenario.ttl;
@@ -162,12 +214,7 @@ impl World {
                 let ttl = if early { ttl.mul_f64(0.6) } else { ttl };
                 Ok(Answer::Lease(self.store.grant(ttl, now)))
             }
-            Request::KeepAlive(lease) => match self.store.keep_alive(lease, now) {
-                Err(StoreError::LeaseEnded) if self.mutation == Some(Mutation::EndedLeaseRenewed) => {
-                    Ok(Answer::Done)
-                }
-                other => other.map(|()| Answer::Done),
-            },
+            Request::KeepAlive(lease) => self.store.keep_alive(lease, now).map(|()| Answer::Done),
             Request::Revoke(lease) => {
                 self.in_store(Some(host), |store| store.revoke(lease)).map(|()| Answer::Done)
             }
@@ -195,9 +242,61 @@ impl World {
         txn.compares.retain(|compare| !drops(&compare.key, compare.revision));
     }
 
+    /// What the version of a server does to what it writes.
+    fn write_as(&mut self, host: usize, txn: &mut Txn) {
+        let newer = host >= self.scenario.servers - self.scenario.newer.min(self.scenario.servers);
+        for op in &mut txn.ops {
+            let Op::Put { value, .. } = op else { continue };
+            if newer {
+                edit(value, |record| {
+                    drop(record.insert(LATER.to_owned(), serde_json::json!({"is": [1, "x"]})))
+                });
+            } else if self.mutation == Some(Mutation::UnknownFieldsLost) {
+                edit(value, |record| drop(record.remove(LATER)));
+            }
+        }
+    }
+
+    /// G9: the fields of machines' records, which are read, changed and written back, that this version does not know.
+    fn unknown_fields(&self, txn: &Txn) -> Vec<String> {
+        let keys = txn.ops.iter().map(Op::key).filter(|key| key.starts_with(MACHINES));
+        let has = |key: &&str| {
+            let entry = self.store.get(key);
+            entry.is_some_and(|entry| String::from_utf8_lossy(&entry.value).contains(LATER))
+        };
+        keys.filter(has).map(str::to_owned).collect()
+    }
+
+    /// A newer version writes a unit's record in a format that this one does not read.
+    pub(super) fn make_unreadable(&mut self, pick: usize) -> Option<UnitName> {
+        let names: Vec<_> = self.oracle.view().units().map(|(name, _)| name.clone()).collect();
+        let name = names.get(pick % names.len().max(1))?.clone();
+        self.rewrite(&name, FORMAT + 1);
+        Some(name)
+    }
+
+    /// It is written as before.
+    pub(super) fn make_readable(&mut self, name: &UnitName) {
+        self.rewrite(name, FORMAT);
+    }
+
+    fn rewrite(&mut self, name: &UnitName, format: u32) {
+        let key = unit_key(name);
+        let Some(entry) = self.store.get(&key) else { return };
+        if is_readable(&entry.value) == (format <= FORMAT) {
+            return;
+        }
+        let mut value = entry.value.to_vec();
+        edit(&mut value, |record| drop(record.insert("format".to_owned(), format.into())));
+        self.in_store(None, |store| {
+            // Without conditions everything is taken.
+            let _ = store.commit(&Txn::of(Op::put(&key, value)));
+        });
+    }
+
     pub(super) fn replied(&mut self, reply: Reply) {
         let (_, from) = self.store_cut(reply.host);
-        if from {
+        if from || self.is_lost() {
             // It never comes; who waits for it gives up.
             self.unanswered.push(Call {
                 host: reply.host,
@@ -223,7 +322,11 @@ impl World {
             return self.after(Duration::from_millis(200), Event::Flush(number));
         }
         let slow = self.store_trouble.slow.filter(|(until, _)| *until > self.now);
-        if let Some((_, most)) = slow.filter(|_| self.rng.chance(0.3)) {
+        let most = match slow {
+            Some((_, Slow::All(most) | Slow::Some(most, _))) => most,
+            _ => 0,
+        };
+        if most > 0 && self.rng.chance(0.3) {
             let more = self.rng.spread(1, most);
             return self.after(more, Event::Flush(number));
         }
@@ -236,7 +339,13 @@ impl World {
         };
         // Nobody listens any more when a send fails.
         match changes {
-            Ok(batches) => {
+            Ok(mut batches) => {
+                if self.mutation == Some(Mutation::UnreadableIsGone) {
+                    let events = batches.iter_mut().flat_map(|batch| &mut batch.events);
+                    for event in events {
+                        event.entry = event.entry.take().filter(|entry| is_readable(&entry.value));
+                    }
+                }
                 let skipped = if drop_one { batches.len().checked_sub(1) } else { None };
                 for (place, batch) in batches.into_iter().enumerate() {
                     watcher.sent = batch.revision;
@@ -259,10 +368,37 @@ impl World {
             self.store.undo_last();
         }
         self.store.forget_leases();
+        let limbo = self.store_trouble.limbo.take();
+        if let Some(txn) = limbo.filter(|_| self.rng.chance(0.5)) {
+            self.note(|| "the store finds on its disk what it was not sure of".to_owned());
+            self.in_store(None, |store| {
+                // Without conditions everything is taken.
+                let _ = store.commit(&txn);
+            });
+        }
         let snapshot = self.store.range("");
         self.oracle.reset(self.now, &snapshot);
         for watcher in &mut self.watchers {
             watcher.send = mpsc::unbounded_channel().0;
+        }
+    }
+}
+
+/// The field that a newer version writes into records.
+const LATER: &str = "later";
+
+/// Whether this version can read a record, as far as its format goes.
+fn is_readable(value: &[u8]) -> bool {
+    let record: serde_json::Value = serde_json::from_slice(value).unwrap_or_default();
+    record["format"].as_u64().is_none_or(|format| format <= u64::from(FORMAT))
+}
+
+/// Changes a record as JSON; what is none stays as it is.
+fn edit(value: &mut Vec<u8>, change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>)) {
+    if let Ok(serde_json::Value::Object(mut record)) = serde_json::from_slice(value) {
+        change(&mut record);
+        if let Ok(changed) = serde_json::to_vec(&record) {
+            *value = changed;
         }
     }
 }

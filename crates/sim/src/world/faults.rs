@@ -28,13 +28,19 @@ impl Cut {
     }
 }
 
+/// Which directions a cut cuts.
+fn directions(rng: &mut Rng) -> (bool, bool) {
+    *rng.pick(&[(true, true), (true, true), (true, false), (false, true)])
+}
+
 impl World {
     pub(super) fn next_fault(&mut self) {
         if !self.troubled {
             return;
         }
         let total: f64 = self.scenario.faults.iter().map(|(_, weight)| weight).sum();
-        let mut at = self.rng.fraction() * total;
+        let (is_in, mut rng) = self.draw_input();
+        let mut at = rng.fraction() * total;
         let mut drawn = None;
         for (fault, weight) in &self.scenario.faults {
             drawn = Some(*fault);
@@ -43,25 +49,53 @@ impl World {
                 break;
             }
         }
-        if let Some(fault) = drawn {
+        if let Some(fault) = drawn.filter(|_| is_in) {
             self.faults += 1;
-            self.strike(fault);
+            self.strike(fault, &mut rng);
         }
         let mean = self.scenario.fault_every.as_secs_f64();
-        let next = Duration::from_secs_f64(mean * -(1.0 - self.rng.fraction()).max(1e-9).ln());
+        let next = Duration::from_secs_f64(mean * -(1.0 - rng.fraction()).max(1e-9).ln());
         self.after(next, Event::Fault);
     }
 
-    fn strike(&mut self, fault: Fault) {
-        let host = self.rng.below(self.hosts.len());
-        let lasts = self.rng.spread(300, 90_000);
+    fn strike(&mut self, fault: Fault, rng: &mut Rng) {
+        let host = rng.below(self.hosts.len());
+        let lasts = match rng.chance(0.3) {
+            // About as long as it takes until a machine counts as lost.
+            true => self.scenario.ttl.mul_f64(0.9) + rng.millis(0, 5_000),
+            false => rng.spread(300, 90_000),
+        };
         self.note(|| format!("fault {fault:?}, host {host}, {:.3} s", lasts.as_secs_f64()));
         let until = self.now + lasts;
+        // Nothing but its end changes what a suspended machine does, or one that goes down.
+        let busy = {
+            let machine = lock(&self.hosts[host].machine);
+            machine.asleep.is_some() || machine.is_off || machine.shutting_down
+        };
+        let elsewhere = matches!(
+            fault,
+            Fault::PowerCut
+                | Fault::PowerCutMany
+                | Fault::Cut
+                | Fault::CutMany
+                | Fault::Flap
+                | Fault::CutStore
+                | Fault::FlapStore
+                | Fault::LossyStore
+                | Fault::SlowStore
+                | Fault::FailingStore
+                | Fault::LostStore
+                | Fault::Compact
+                | Fault::NewerRecord
+        );
+        if busy && !elsewhere {
+            return;
+        }
         match fault {
             Fault::Kill => {
                 if self.hosts[host].process.is_some() {
                     self.lose_process(host, true);
-                    let after = self.rng.spread(100, 20_000);
+                    let after = rng.spread(100, 20_000);
                     self.after(after, Event::Begin(host));
                 }
             }
@@ -74,13 +108,49 @@ impl World {
                 self.power_off(host);
                 self.after(lasts, Event::Begin(host));
             }
+            Fault::PowerCutMany => {
+                for host in 0..self.hosts.len() {
+                    if rng.chance(0.6) {
+                        self.power_off(host);
+                        self.after(lasts + rng.millis(0, 5_000), Event::Begin(host));
+                    }
+                }
+            }
+            Fault::Suspend => {
+                if let Some(process) = &mut self.hosts[host].process {
+                    process.sleep(self.now);
+                    lock(&self.hosts[host].machine).sleep();
+                    self.oracle.sleeps(self.now, host, true);
+                    self.after(lasts, Event::Wake(host));
+                }
+            }
+            Fault::GuardDies => {
+                let back = self.now + rng.millis(100, 300);
+                lock(&self.hosts[host].machine).lose_guard(back);
+            }
+            Fault::FullDisk => {
+                lock(&self.hosts[host].machine).full = until;
+                self.oracle.full(host, until);
+            }
+            Fault::Reset => {
+                let (agent, server) = (rng.chance(0.8), rng.chance(0.8));
+                for session in self.sessions.values_mut().filter(|session| session.agent == host) {
+                    // Each side finds out at once, or when the other has been silent for long.
+                    session.reset(agent, server);
+                }
+            }
+            Fault::NewerRecord => {
+                if let Some(name) = self.make_unreadable(rng.below(64)) {
+                    self.after(lasts, Event::Readable(name));
+                }
+            }
             Fault::Reboot => {
                 lock(&self.hosts[host].machine).stop_all();
                 if let Some(life) = &self.hosts[host].life {
                     life.terminate.cancel();
                 }
-                let stopping = self.rng.spread(3_000, 15_000);
-                let off = self.rng.spread(3_000, 60_000);
+                let stopping = rng.spread(3_000, 15_000);
+                let off = rng.spread(3_000, 60_000);
                 self.after(stopping, Event::Off(host, off));
             }
             Fault::Pause => {
@@ -88,83 +158,82 @@ impl World {
                     self.hosts[host].process.as_mut().filter(|process| !process.is_paused())
                 {
                     process.pause();
-                    let pause = self.rng.spread(100, 25_000);
+                    let pause = rng.spread(100, 25_000);
                     self.after(pause, Event::Resume(host));
                 }
             }
             Fault::Cut => {
-                let cut = self.draw_cut(host, until);
+                let cut = self.draw_cut(host, until, rng);
                 self.cuts.push(cut);
             }
             Fault::Flap => {
-                let until = self.now + self.rng.spread(100, 8_000);
-                let cut = self.draw_cut(host, until);
+                let until = self.now + rng.spread(100, 8_000);
+                let cut = self.draw_cut(host, until, rng);
                 self.cuts.push(cut);
-                let times = 2 + u32::try_from(self.rng.below(8)).unwrap_or(0);
+                let times = 2 + u32::try_from(rng.below(8)).unwrap_or(0);
                 self.after(
                     self.cuts[self.cuts.len() - 1].until - self.now,
                     Event::Flap(self.cuts.len() - 1, times),
                 );
             }
             Fault::CutMany => {
-                let (up, down) = self.directions();
+                let (up, down) = directions(rng);
                 for agent in 0..self.hosts.len() {
-                    if self.rng.chance(0.7) {
+                    if rng.chance(0.7) {
                         self.cuts.push(Cut { agent, server: None, up, down, from: self.now, until });
                     }
                 }
             }
             Fault::CutStore => {
-                let server = self.rng.below(self.scenario.servers);
-                let (to, from) = self.directions();
-                self.store_trouble.cuts.retain(|(.., until)| *until > self.now);
-                if self.scenario.shared {
-                    self.store_trouble.cuts.push((server, to, from, until));
-                }
+                let server = self.draw_server(rng);
+                self.cut_store(server, directions(rng), until);
+            }
+            Fault::FlapStore => {
+                let (server, times) = (self.draw_server(rng), 2 + u32::try_from(rng.below(8)).unwrap_or(0));
+                self.flap_store(server, times);
+            }
+            Fault::LossyStore => {
+                let most = if self.scenario.shared { *rng.pick(&[0.05, 0.3]) } else { 0.0 };
+                self.store_trouble.lossy = Some((until, most * rng.fraction()));
             }
             Fault::SlowStore => {
-                let most = *self.rng.pick(&[100, 1_000, 8_000]);
-                self.store_trouble.slow = Some((until, most));
+                self.store_trouble.slow = Some((until, *rng.pick(self.scenario.slow)));
             }
             Fault::FailingStore => {
-                let probability = self.rng.fraction();
+                let probability = rng.fraction();
                 self.store_trouble.failing = Some((until, probability));
             }
             Fault::Compact => {
                 let revision = self.store.revision();
                 self.store.compact(revision);
-                if self.scenario.shared && self.rng.chance(0.3) {
+                if self.scenario.shared && rng.chance(0.3) {
                     let now = self.store_now();
                     self.store.refresh_leases(now);
                 }
             }
             Fault::LostStore => {
-                self.store_trouble.lost = Some(self.now + self.rng.spread(300, 20_000));
+                self.store_trouble.lost = Some(self.now + rng.spread(300, 20_000));
             }
             Fault::BusAway => {
                 lock(&self.hosts[host].machine).away = true;
                 self.after(lasts / 3, Event::BusBack(host));
             }
             Fault::Die => {
-                let pick = self.rng.below(64);
-                let phase = *self.rng.pick(&[Phase::Inactive, Phase::Failed]);
+                let pick = rng.below(64);
+                let phase = *rng.pick(&[Phase::Inactive, Phase::Failed]);
                 lock(&self.hosts[host].machine).die(pick, phase);
             }
         }
-        if self.mutation == Some(Mutation::EmptyListing) && self.rng.chance(0.2) {
-            self.store_trouble.empty_listing = Some(self.rng.below(self.scenario.servers));
+        if self.mutation == Some(Mutation::EmptyListing) && rng.chance(0.2) {
+            self.store_trouble.empty_listing = Some(rng.below(self.scenario.servers));
             let revision = self.store.revision();
             self.store.compact(revision);
         }
     }
 
-    fn directions(&mut self) -> (bool, bool) {
-        *self.rng.pick(&[(true, true), (true, true), (true, false), (false, true)])
-    }
-
-    fn draw_cut(&mut self, agent: usize, until: Time) -> Cut {
-        let (up, down) = self.directions();
-        let server = self.rng.chance(0.5).then(|| self.rng.below(self.scenario.servers));
+    fn draw_cut(&self, agent: usize, until: Time, rng: &mut Rng) -> Cut {
+        let (up, down) = directions(rng);
+        let server = rng.chance(0.5).then(|| rng.below(self.scenario.servers));
         Cut { agent, server, up, down, from: self.now, until }
     }
 
@@ -180,6 +249,50 @@ impl World {
             cut.until = cut.from + lasts;
         }
         self.after(pause + lasts, Event::Flap(cut, left - 1));
+    }
+
+    /// A server of which something is to go wrong with the store: more often than not the one that leads.
+    fn draw_server(&self, rng: &mut Rng) -> usize {
+        let any = rng.below(self.scenario.servers);
+        let leader = self.oracle.leader().and_then(|id| self.hosts.iter().position(|host| host.id == *id));
+        if rng.chance(0.5) { leader.unwrap_or(any) } else { any }
+    }
+
+    /// Calls to the store, and answers, do not arrive.
+    fn cut_store(&mut self, server: usize, (to, from): (bool, bool), until: Time) {
+        let now = self.now;
+        self.store_trouble.cuts.retain(|(.., until)| *until > now);
+        if self.scenario.shared {
+            self.store_trouble.cuts.push((server, to, from, until));
+        }
+    }
+
+    /// A cut between a server and the store, and another one after a pause.
+    pub(super) fn flap_store(&mut self, server: usize, left: u32) {
+        if left == 0 || !self.troubled {
+            return;
+        }
+        let (pause, lasts) = (self.rng.spread(50, 12_000), self.rng.spread(100, 8_000));
+        let directions = directions(&mut self.rng);
+        self.cut_store(server, directions, self.now + lasts);
+        self.after(lasts + pause, Event::FlapStore(server, left - 1));
+    }
+
+    /// A suspended machine goes on.
+    pub(super) fn wake(&mut self, host: usize) {
+        let now = self.now;
+        let mut machine = lock(&self.hosts[host].machine);
+        if machine.asleep.is_none() {
+            return;
+        }
+        machine.now = now;
+        machine.wake();
+        drop(machine);
+        if let Some(process) = &mut self.hosts[host].process {
+            process.wake(now);
+        }
+        self.oracle.sleeps(now, host, false);
+        self.note(|| format!("host {host} wakes up"));
     }
 
     pub(super) fn resume(&mut self, host: usize) {
