@@ -67,6 +67,8 @@ struct Slot {
     problem: Option<String>,
     /// What the machine ran into with it; gone with the next success.
     trouble: Option<String>,
+    /// That it was started is not noted on the machine yet: the next fleetd would not know.
+    unnoted: bool,
     /// The number of the job under way: an answer to an older one is no longer of interest.
     job: u64,
     /// Not to be touched before then, after a failure.
@@ -483,6 +485,10 @@ impl<S: Systemd> Agent<S> {
             }
             match logic::next(wanted, &slot.observed) {
                 _ if wanted.is_some() && self.isolation.lacks_guard(&name) => arm.push(name),
+                Step::Rest if slot.unnoted && slot.observed.job.is_none() => {
+                    let launched = slot.observed.launched;
+                    self.mark(name, launched).await;
+                }
                 Step::Rest => {}
                 Step::Ask => ask.push(name),
                 Step::Install

@@ -98,6 +98,7 @@ impl<S: Systemd> Agent<S> {
                     slot.observed.launched = hash;
                     slot.observed.begun = false;
                     slot.observed.inherited = false;
+                    slot.unnoted = false;
                     if hash.is_none() {
                         // What its last start ran into is over with that start.
                         slot.problem = None;
@@ -105,7 +106,14 @@ impl<S: Systemd> Agent<S> {
                 }
                 self.dirty.insert(name);
             }
-            Err(error) => self.fail(&name, error.to_string()),
+            Err(error) => {
+                if let (Some(hash), Some(slot)) = (hash, self.slots.get_mut(&name)) {
+                    // It was started all the same, and is not to be started again for want of a note.
+                    slot.observed.launched = Some(hash);
+                    slot.unnoted = true;
+                }
+                self.fail(&name, error.to_string());
+            }
         }
     }
 
