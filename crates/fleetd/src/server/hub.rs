@@ -267,6 +267,10 @@ impl Hub {
                 effects.machines.insert(id.clone());
                 effects.wanted.entry(id.clone()).or_default().extend(view.all_wanted(id).into_keys());
             }
+            // Also where the machine is not there: it may be back with the next change, and hold what it was told before.
+            for (name, machine, _) in view.schedule() {
+                effects.wanted.entry(machine.clone()).or_default().insert(name.clone());
+            }
             *view = fresh;
         }
         lock(&self.log).clear(revision);
@@ -551,6 +555,28 @@ mod tests {
         assert!(hub.explanation(&hub.view(), &name).delayed.starts_with("many machines vanished"));
         hub.set_delays(BTreeMap::new());
         assert_eq!(hub.explanation(&hub.view(), &name).delayed, "");
+    }
+
+    /// Its session goes on, and knows only what it is told to look at.
+    #[test]
+    fn a_machine_that_is_away_hears_of_what_moved_while_changes_were_missed() {
+        let hub = Hub::new();
+        let name = UnitName::parse("a.service").unwrap();
+        let [away, other] = ["1", "2"].map(|digit| MachineId::parse(&digit.repeat(32)).unwrap());
+        let placed = |machine: &MachineId, revision| {
+            let file = fleet_unit::UnitFile::parse("[Service]\nExecStart=/bin/app\n").unwrap();
+            let requirements = fleet_unit::Requirements::of(&name, &file).unwrap().into();
+            let unit = Unit { file, requirements, desired: DesiredState::Launched, revision: 1 };
+            vec![
+                Change::Unit(name.clone(), Some(unit)),
+                Change::Schedule(name.clone(), Some((machine.clone(), revision))),
+            ]
+        };
+        hub.reset(placed(&away, 3), 5);
+        let mailbox = hub.open_mailbox(&away);
+        mailbox.take();
+        hub.reset(placed(&other, 8), 9);
+        assert_eq!(mailbox.take(), BTreeSet::from([name.clone()]));
     }
 
     #[test]
