@@ -85,6 +85,7 @@ fn tests(mut command: Command) -> Result<Counts> {
     let shown = show(&command);
     println!("$ {shown}");
     let mut child = command.spawn().with_context(|| format!("cannot run `{shown}`"))?;
+    let mut counts = Counts::default();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).split(b'\n') {
             let line = line.context("cannot read the output of the tests")?;
@@ -97,7 +98,7 @@ fn tests(mut command: Command) -> Result<Counts> {
     if !status.success() {
         bail!("`{shown}` ended with {status}: {} passed, {} failed", counts.passed, counts.failed);
     }
-    Ok(())
+    Ok(counts)
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@
 pub enum Mutation {
     /// What the engine and users write is not guarded by the revision of the unit.
     NoUnitGuard,
-    /// What the engine writes is not guarded by the revision of the unit's place.
-    NoScheduleGuard,
+    /// What the engine wrote earlier in its term, and is still on its way, is not kept away from what it decides anew.
+    NoFence,
     /// What the engine writes is not guarded by its term.
     NoTermGuard,
     /// A lost machine need not be away any more when its unit is placed elsewhere.
@@ -53,7 +53,7 @@ impl Mutation {
     /// All of them.
     pub const ALL: [Mutation; 19] = [
         Mutation::NoUnitGuard,
-        Mutation::NoScheduleGuard,
+        Mutation::NoFence,
         Mutation::NoTermGuard,
         Mutation::NoAbsenceGuard,
         Mutation::NoSessionGuard,

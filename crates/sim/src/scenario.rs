@@ -134,7 +134,7 @@ impl Scenario {
         use Mutation::*;
         let (faults, fault_every, command_every): (&[Fault], _, _) = match mutation {
             // A decision arrives late, when it was made anew, or when the machine is there again.
-            NoScheduleGuard => (&[Fault::SlowStore], 5.0, 0.3),
+            NoFence => (&[Fault::SlowStore], 5.0, 0.3),
             NoAbsenceGuard => (&[Fault::SlowStore, Fault::Cut, Fault::Cut], 5.0, 2.0),
             NoTermGuard => (&[Fault::SlowStore, Fault::CutStore, Fault::Pause], 2.0, 0.3),
             NoSessionGuard => (&[Fault::SlowStore, Fault::Reset, Fault::Flap, Fault::Cut], 5.0, 0.5),
@@ -156,7 +156,7 @@ impl Scenario {
         self.ttl = Duration::from_secs(10);
         match mutation {
             NoTermGuard => self.agents = 1,
-            NoScheduleGuard => self.slow = &[Slow::Writes(12_000, 0.2)],
+            NoFence => self.slow = &[Slow::Writes(12_000, 0.2)],
             NoAbsenceGuard => {
                 (self.shared, self.servers) = (false, 1);
                 self.slow = &[Slow::Some(8_000, 0.5)];

@@ -37,7 +37,7 @@ macro_rules! mutations {
 // With the checks that may find it.
 mutations! {
     mutation_no_unit_guard: NoUnitGuard by ["G1", "G2", "G3", "G4"];
-    mutation_no_schedule_guard: NoScheduleGuard by ["G2", "G4", "G5"];
+    mutation_no_fence: NoFence by ["G2", "G4", "G5"];
     mutation_no_term_guard: NoTermGuard by ["G5"];
     mutation_no_absence_guard: NoAbsenceGuard by ["G2", "G4"];
     mutation_no_session_guard: NoSessionGuard by ["G2", "G3", "G4"];

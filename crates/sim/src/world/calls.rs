@@ -233,7 +233,7 @@ impl World {
         let schedule = txn.ops.iter().any(|op| op.key().starts_with(SCHEDULE));
         let drops: &dyn Fn(&str, u64) -> bool = match self.mutation {
             Some(Mutation::NoUnitGuard) => &|key, _| key.starts_with(UNITS),
-            Some(Mutation::NoScheduleGuard) => &|key, _| key.starts_with(SCHEDULE),
+            Some(Mutation::NoFence) => &|key, _| key == "fence" || key.starts_with(SCHEDULE),
             Some(Mutation::NoTermGuard) => &|key, _| key == crate::oracle::LEADER && schedule,
             Some(Mutation::NoAbsenceGuard) => &|key, revision| key.starts_with(PRESENCES) && revision == 0,
             Some(Mutation::NoSessionGuard) => &|key, revision| key.starts_with(PRESENCES) && revision != 0,
