@@ -109,6 +109,8 @@ pub(crate) struct Oracle {
     unreadable: BTreeSet<UnitName>,
     /// When there was one last.
     blind: Option<Time>,
+    /// Units that run twice while they move between machines that are there.
+    moving: BTreeSet<UnitName>,
     /// Hosts that are suspended, and when those that are not any more went on.
     asleep: BTreeSet<usize>,
     woke: BTreeMap<usize, Time>,
@@ -146,6 +148,7 @@ impl Oracle {
             gone: BTreeMap::new(),
             unreadable: BTreeSet::new(),
             blind: None,
+            moving: BTreeSet::new(),
             asleep: BTreeSet::new(),
             woke: BTreeMap::new(),
             stalled: BTreeMap::new(),
@@ -377,7 +380,8 @@ impl Oracle {
             }
         }
         if let Some(to) = to {
-            let gone = self.ids.iter().filter(|id| self.view.machine(id).is_none()).cloned().collect();
+            let gone = self.ids.iter().filter(|id| *id != to && self.view.machine(id).is_none());
+            let gone = gone.cloned().collect();
             self.given_up.insert(name.clone(), gone);
             let lives = self.reported.iter().find(|((unit, id), since)| {
                 unit == name
@@ -545,14 +549,24 @@ impl Oracle {
         hash.is_some_and(|hash| self.stops.contains(&(name.clone(), hash)))
     }
 
-    fn fenced(&self, now: Time, host: usize, name: &UnitName, hash: Option<Hash>) -> bool {
-        // An agent may still be busy with what it was told a moment ago.
+    /// Whether a machine may stop a unit because it could not renew its presence.
+    fn fenced(&self, now: Time, host: usize, name: &UnitName) -> bool {
+        // The file it is to have counts as much as the one it runs with.
+        if !self.stops.iter().any(|(unit, _)| unit == name) {
+            return false;
+        }
+        // An agent may still be busy with what it was told a moment ago, or have been stopped over it.
+        let seen = |told: Time| {
+            let stalled = self.stalled.get(&host);
+            let stalled = stalled.is_some_and(|(from, until)| *from <= told + SOON && told <= *until);
+            told + SOON < now && !stalled
+        };
         let known = self.renewed.get(&host).map_or(&[][..], Vec::as_slice);
-        let renewed = known.iter().filter(|(_, told)| *told + SOON < now).map(|(sent, _)| *sent).max();
-        self.is_stop(name, hash)
-            && (self.full.get(&host).is_some_and(|until| *until + self.ttl > now)
-                || renewed
-                    .is_none_or(|renewed| now.saturating_sub(renewed) + SENT >= (self.ttl / 2).mul_f64(0.97)))
+        let renewed = known.iter().filter(|(_, told)| seen(*told)).map(|(sent, _)| *sent).max();
+        // Nor does a renewal count that can't be noted.
+        let full = self.full.get(&host).is_some_and(|until| *until + self.ttl > now);
+        let due = (self.ttl / 2).mul_f64(0.97);
+        full || renewed.is_none_or(|renewed| now.saturating_sub(renewed) + SENT >= due)
     }
 
     /// What happened on a machine.
@@ -614,7 +628,9 @@ impl Oracle {
         let started = self.runs.get(&(host, name.clone())).map_or(Time::ZERO, |run| run.started);
         let wanted =
             |want: &Want| matches!(want, Some((wanted, DesiredState::Launched)) if Some(*wanted) == hash);
-        if !self.was_dropped(host, name, started, wanted) && !self.fenced(now, host, name, hash) {
+        // A Global unit may have to go where one that can't be read does not want it.
+        let blind = self.is_blind(now) && !self.unreadable.contains(name);
+        if !self.was_dropped(host, name, started, wanted) && !self.fenced(now, host, name) && !blind {
             self.violate(now, "G2", format!("{name} was stopped on host {host} without a decision"));
         }
     }
@@ -634,8 +650,12 @@ impl Oracle {
         }
         lives.retain(|_, on| on.len() > 1);
         let twice: Vec<_> = lives.into_iter().map(|(name, on)| (name.clone(), on)).collect();
+        self.moving.retain(|name| twice.iter().any(|(twice, _)| twice == name));
         for (name, on) in twice {
-            self.check_twice(now, &name, &on);
+            if !self.moving.contains(&name) {
+                self.check_twice(now, &name, &on);
+                self.moving.insert(name);
+            }
         }
     }
 

@@ -23,7 +23,7 @@ fn seeds_of_the_other_half_are_clean() {
 
 /// Seeds that once ended in a violation, and what it was. What happens in a seed changes with the simulator: what was found wrong in
 /// fleet has a test or a deliberate mistake of its own, and these show that the checks do not complain of what is right.
-const ONCE: [(u64, &str); 10] = [
+const ONCE: [(u64, &str); 14] = [
     (9, "a unit whose note could not be written was started again"),
     (16, "a suspended machine's clock drifted from that of its fleetd"),
     (142, "a sign of life counted from when it was seen on its way"),
@@ -34,6 +34,13 @@ const ONCE: [(u64, &str); 10] = [
     (1_002_727, "of two renewals that were answered together one did not count"),
     (1_002_806, "a session that the server had given up stayed open for the agent"),
     (3_000_127, "a machine that was away did not hear what moved while its server missed changes"),
+    (4_002_699, "a machine that a unit was moved to was taken for one it was moved from"),
+    (4_004_248, "a leader decided again before it knew what had become of its last decision"),
+    (
+        4_005_858,
+        "a unit on the move was taken for one of a lost machine when an embedded registry began anew",
+    ),
+    (6_002_305, "a renewal was counted that a paused agent had not seen"),
 ];
 
 #[test]

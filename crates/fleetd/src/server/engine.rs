@@ -168,6 +168,8 @@ impl<S: Store> Server<S> {
             match self.store.commit(txn).await.map_err(Failed::from) {
                 Ok(revision) => {
                     (written.fence, written.in_doubt) = (revision, false);
+                    // What is in doubt was written before that, if it was: the view has to have it.
+                    written.newest = written.newest.max(revision);
                     break;
                 }
                 // Without its lease it does not lead.
