@@ -23,7 +23,7 @@ fn seeds_of_the_other_half_are_clean() {
 
 /// Seeds that once ended in a violation, and what it was. What happens in a seed changes with the simulator: what was found wrong in
 /// fleet has a test or a deliberate mistake of its own, and these show that the checks do not complain of what is right.
-const ONCE: [(u64, &str); 14] = [
+const ONCE: [(u64, &str); 15] = [
     (9, "a unit whose note could not be written was started again"),
     (16, "a suspended machine's clock drifted from that of its fleetd"),
     (142, "a sign of life counted from when it was seen on its way"),
@@ -41,6 +41,10 @@ const ONCE: [(u64, &str); 14] = [
         "a unit on the move was taken for one of a lost machine when an embedded registry began anew",
     ),
     (6_002_305, "a renewal was counted that a paused agent had not seen"),
+    (
+        8_001_350,
+        "an agent did not hear that a unit could be read again, since its server had missed that change",
+    ),
 ];
 
 #[test]

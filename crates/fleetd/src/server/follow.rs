@@ -84,10 +84,11 @@ impl<S: Store> Server<S> {
         }
         let (changes, broken) = reader.snapshot(&snapshot);
         broken.iter().for_each(report);
-        self.hub.set_unreadable(&broken);
+        self.hub.add_unreadable(&broken);
         self.peers.reset(&snapshot);
         self.users.reset(&snapshot.entries);
         self.hub.reset(changes, snapshot.revision);
+        self.hub.set_unreadable(&broken);
         let mut watch = match self.store.watch("", snapshot.revision).await {
             Ok(watch) => watch,
             Err(error) => return error.into(),

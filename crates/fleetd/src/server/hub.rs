@@ -150,10 +150,18 @@ impl Hub {
     }
 
     /// Takes which records can't be read, before a snapshot without them replaces the view.
-    pub(super) fn set_unreadable(&self, broken: &[RecordError]) {
+    pub(super) fn add_unreadable(&self, broken: &[RecordError]) {
         let broken = broken.iter().map(|error| (error.key.as_str().into(), error.reason.clone()));
-        *lock(&self.unreadable) = broken.collect();
+        lock(&self.unreadable).extend(broken);
         lock(&self.outdated).clear();
+    }
+
+    /// All others can be read, and the view that replaced the one before has them. Not earlier: who looks at a unit in between
+    /// would find nothing of it.
+    pub(super) fn set_unreadable(&self, broken: &[RecordError]) {
+        let is_broken = |key: &str| broken.iter().any(|error| error.key == key);
+        let readable: Vec<_> = lock(&self.unreadable).keys().filter(|key| !is_broken(key)).cloned().collect();
+        readable.iter().for_each(|key| self.set_readable(key));
     }
 
     /// A record was written that can't be read. What the view has of it stays, but is no ground to change it from.
@@ -555,6 +563,24 @@ mod tests {
         assert!(hub.explanation(&hub.view(), &name).delayed.starts_with("many machines vanished"));
         hub.set_delays(BTreeMap::new());
         assert_eq!(hub.explanation(&hub.view(), &name).delayed, "");
+    }
+
+    #[test]
+    fn agents_hear_of_what_can_be_read_again_also_when_changes_were_missed() {
+        let hub = Hub::new();
+        let broken = RecordError { key: "unit/a.service".into(), reason: "format 2".into() };
+        let list = |broken: &[RecordError], revision| {
+            hub.add_unreadable(broken);
+            hub.reset(Vec::new(), revision);
+            hub.set_unreadable(broken);
+        };
+        list(std::slice::from_ref(&broken), 5);
+        let mailbox = hub.open_mailbox(&MachineId::parse(&"1".repeat(32)).unwrap());
+        let name = UnitName::parse("a.service").unwrap();
+        assert!(hub.unreadable(&name).is_some());
+        list(&[], 9);
+        assert_eq!(hub.unreadable(&name), None);
+        assert_eq!(mailbox.take(), BTreeSet::from([name]));
     }
 
     /// Its session goes on, and knows only what it is told to look at.
