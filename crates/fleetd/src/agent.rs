@@ -378,7 +378,7 @@ impl<S: Systemd> Agent<S> {
                     self.dirty.insert(name);
                 }
             }
-            ToAgent::Request(request) => self.answer(request),
+            ToAgent::Request(request) => self.answer(*request),
             // The business of what carries the session.
             ToAgent::Servers(_) => {}
         }

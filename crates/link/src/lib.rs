@@ -62,7 +62,7 @@ pub enum ToAgent {
     /// What changed of it; `None`: no longer to be held.
     Changes(BTreeMap<UnitName, Option<Instruction>>),
     /// A question to be answered from the machine itself.
-    Request(Request),
+    Request(Box<Request>),
     /// Where all servers of the cluster are: for the carrier, which finds the next one when its own is gone. It does not reach the agent,
     /// nor an agent of an older version.
     Servers(Vec<dial::Address>),

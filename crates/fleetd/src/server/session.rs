@@ -68,7 +68,7 @@ impl<S: Store> Server<S> {
         let handle = lock(&self.sessions).get(machine).cloned();
         let Some(handle) = handle else { return Err(AskError::NotConnected(machine.clone())) };
         let (answer, receiver) = mpsc::channel(ANSWER_QUEUE);
-        let request = ToAgent::Request(Request { ask, answer });
+        let request = ToAgent::Request(Box::new(Request { ask, answer }));
         match handle.send.send_timeout(request, ASK_DEADLINE).await {
             Ok(()) => Ok(receiver),
             Err(mpsc::error::SendTimeoutError::Timeout(_)) => Err(AskError::Busy(machine.clone())),

@@ -204,7 +204,7 @@ impl Pump {
         match self.units.take() {
             Some(Update::Snapshot(all)) => Some(ToAgent::Snapshot(all)),
             Some(Update::Changes(changes)) => Some(ToAgent::Changes(changes)),
-            None => self.requests.pop_front().map(ToAgent::Request),
+            None => self.requests.pop_front().map(|request| ToAgent::Request(Box::new(request))),
         }
     }
 

@@ -267,7 +267,7 @@ impl State {
                 self.units.push(Update::Snapshot(units));
             }
             ToAgent::Changes(changes) => self.units.push(Update::Changes(changes)),
-            ToAgent::Request(request) => self.request(request),
+            ToAgent::Request(request) => self.request(*request),
             ToAgent::Servers(servers) if self.protocol >= SERVERS_SINCE => {
                 // Of several that wait only the last is worth telling.
                 self.control.retain(|down| !matches!(down, Down::Servers(_)));

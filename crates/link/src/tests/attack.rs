@@ -118,7 +118,9 @@ async fn wrong_messages_end_the_session_and_no_other() {
         let (out, inbound) = raw_session(&connection, first(&machine(2))).await.unwrap();
         let mut misled = rig.next_end().await;
         let (answer, _unread) = mpsc::channel(1);
-        misled.tell(ToAgent::Request(Request { ask: Ask::Status(unit("a.service")), answer })).await;
+        misled
+            .tell(ToAgent::Request(Box::new(Request { ask: Ask::Status(unit("a.service")), answer })))
+            .await;
         let mut inbound = inbound;
         // Until the request has arrived: the welcome comes before it.
         for _ in 0..2 {

@@ -201,7 +201,7 @@ impl ServerEnd {
 
     async fn ask(&mut self, ask: Ask) -> mpsc::Receiver<Chunk> {
         let (answer, chunks) = mpsc::channel(16);
-        self.tell(ToAgent::Request(Request { ask, answer })).await;
+        self.tell(ToAgent::Request(Box::new(Request { ask, answer }))).await;
         chunks
     }
 }
