@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// For how many seconds seeds that nobody has run yet are tried in each `cargo xtask test`.
-const FRESH: &str = "45";
+const FRESH: &str = "15";
 
 /// Runs seeds that nobody has run yet, for a while.
 pub(crate) fn fresh() -> Result<()> {
