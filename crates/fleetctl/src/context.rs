@@ -163,6 +163,15 @@ impl Context {
         1
     }
 
+    /// As [`fail`](Self::fail), of a request for what servers before fleet 2 do not know.
+    pub(crate) fn fail_at(&self, before: &str, error: &Error, what: &str) -> i32 {
+        if error.is_unknown_resource() {
+            eprintln!("{before}this server knows no {what}; it is older than fleet 2.");
+            return 1;
+        }
+        self.fail(before, error, "")
+    }
+
     /// Where nobody answered: says what to look at.
     pub(crate) fn hint(&self, error: &Error) {
         if !error.is_no_answer() {

@@ -90,11 +90,7 @@ async fn revoke(context: &Context, ids: &[String]) -> Result<i32> {
 }
 
 fn fail(context: &Context, before: &str, error: &Error) -> i32 {
-    if error.is_unknown_resource() {
-        eprintln!("{before}this server knows no join tokens; it is older than fleet 2.");
-        return 1;
-    }
-    context.fail(before, error, "")
+    context.fail_at(before, error, "join tokens")
 }
 
 #[cfg(test)]

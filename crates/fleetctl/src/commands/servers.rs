@@ -58,11 +58,7 @@ fn member(member: &RegistryMember) -> Vec<String> {
 }
 
 pub(super) fn fail(context: &Context, before: &str, error: &Error) -> i32 {
-    if error.is_unknown_resource() {
-        eprintln!("{before}this server knows no other servers; it is older than fleet 2.");
-        return 1;
-    }
-    context.fail(before, error, "")
+    context.fail_at(before, error, "other servers")
 }
 
 #[cfg(test)]

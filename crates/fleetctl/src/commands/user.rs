@@ -181,11 +181,7 @@ async fn remove(context: &Context, names: &[String]) -> Result<i32> {
 }
 
 fn fail(context: &Context, before: &str, error: &Error) -> i32 {
-    if error.is_unknown_resource() {
-        eprintln!("{before}this server knows no users; it is older than fleet 2.");
-        return 1;
-    }
-    context.fail(before, error, "")
+    context.fail_at(before, error, "users")
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+//! Imports that are cut off, repeated or refused, on servers of one process.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;
