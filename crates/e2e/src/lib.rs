@@ -121,13 +121,14 @@ impl Fleet {
         Ok(line.map(|line| line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")))
     }
 
-    /// Restarts or kills fleetd with `how`, and waits until it serves again.
+    /// Restarts or kills the first host's fleetd with `how`, and waits until it serves again and its machine is there.
     pub fn disturb(&self, how: &str) -> Result<()> {
         self.host().sh(how)?.ok()?;
-        until(
-            "fleetd serves again",
-            || Ok(self.ctl("list-machines --no-legend")?.stdout.lines().count() == 1),
-        )
+        let id = self.host().machine_id();
+        until("fleetd serves again", || {
+            let machines = self.ctl("list-machines --no-legend --full --fields=machine")?;
+            Ok(machines.success() && machines.stdout.lines().any(|line| line == id))
+        })
     }
 
     /// The API of the host's fleetd.

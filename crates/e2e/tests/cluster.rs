@@ -170,14 +170,7 @@ fn who_may_not_join_is_told_why() -> Result<()> {
     assert_eq!(fleet.http()?.send("DELETE", &remove, &[], "")?.status, 204);
     assert_eq!(fleet.http()?.send("DELETE", &remove, &[], "")?.status, 404);
     until("it is gone", || Ok(fleet.ok("list-machines --no-legend")?.lines().count() == 1))?;
-    let log = |text: &str| {
-        until(text, || {
-            Ok(stranger
-                .run(["journalctl", "-u", "fleetd.service", "--no-pager", "-o", "cat"])?
-                .stdout
-                .contains(text))
-        })
-    };
+    let log = |text: &str| until(text, || Ok(stranger.journal(Some("fleetd.service"))?.contains(text)));
     log("is not in this cluster (any more)")?;
 
     // Joining anew takes a token that is good.
@@ -195,7 +188,7 @@ fn who_may_not_join_is_told_why() -> Result<()> {
     log("used up")?;
     // No secret is in any log.
     for host in fleet.cluster.hosts() {
-        let log = host.run(["journalctl", "--no-pager", "-o", "cat"])?.stdout;
+        let log = host.journal(None)?;
         assert!(!log.contains(&used_up), "the token is in the log of {}", host.name());
     }
     Ok(())

@@ -93,7 +93,7 @@ fn refuses(fleet: &Fleet, server: usize, reason: &str) -> Result<()> {
 }
 
 fn log(host: &Host) -> Result<String> {
-    Ok(host.run(["journalctl", "-u", "fleetd.service", "--no-pager", "-o", "cat"])?.ok()?.stdout)
+    Ok(host.journal(Some("fleetd.service"))?)
 }
 
 #[test]

@@ -173,8 +173,8 @@ impl Rig {
 
     /// What a host's fleetd says of its being cut off.
     fn isolations(&self, host: usize) -> Result<String> {
-        let script = "journalctl -u fleetd.service --no-pager -o short-precise | grep OnIsolation=stop";
-        Ok(self.fleet.cluster.host(host).sh(script)?.stdout)
+        let log = self.fleet.cluster.host(host).journal(Some("fleetd.service"))?;
+        Ok(log.lines().filter(|line| line.contains("OnIsolation=stop")).collect::<Vec<_>>().join("\n"))
     }
 
     fn fleetd(&self, host: usize, verb: &str) -> Result<()> {
@@ -214,13 +214,8 @@ fn a_machine_without_a_network() -> Result<()> {
         };
         rig.isolate(cut, || host.join()).with_context(|| format!("cut {way}"))?;
     }
-    let log =
-        rig.fleet.cluster.host(1).run(["journalctl", "-u", "fleetd.service", "--no-pager", "-o", "cat"])?;
-    assert!(
-        log.stdout.contains("stopped because this machine could not reach a server for"),
-        "{}",
-        log.stdout
-    );
+    let log = rig.fleet.cluster.host(1).journal(Some("fleetd.service"))?;
+    assert!(log.contains("stopped because this machine could not reach a server for"), "{log}");
     Ok(())
 }
 
@@ -260,8 +255,8 @@ fn a_unit_that_will_not_stop_is_killed_in_time() -> Result<()> {
     rig.start_both(0, "IgnoreSIGPIPE=yes\nKillSignal=SIGPIPE\nTimeoutStopSec=infinity", "")?;
     let host = rig.fleet.cluster.host(1);
     rig.isolate(|| host.cut(), || host.join())?;
-    let log = host.run(["journalctl", "-u", "fleet-guard.service", "--no-pager", "-o", "cat"])?;
-    assert!(log.stdout.contains("killing stop-0-"), "{}", log.stdout);
+    let log = host.journal(Some("fleet-guard.service"))?;
+    assert!(log.contains("killing stop-0-"), "{log}");
     Ok(())
 }
 
@@ -354,9 +349,9 @@ fn a_machine_that_shuts_down_leaves_when_its_units_have_stopped() -> Result<()> 
     rig.start(0, "ExecStop=/bin/sleep 2")?;
     rig.fleet.cluster.host(1).shutdown()?;
     rig.until_elsewhere(1)?;
-    let log = rig.fleet.host().run(["journalctl", "-u", "fleetd.service", "--no-pager", "-o", "cat"])?;
+    let log = rig.fleet.host().journal(Some("fleetd.service"))?;
     let id = rig.fleet.cluster.host(1).machine_id();
-    assert!(log.stdout.contains(&format!("machine {id} leaves")), "{}", log.stdout);
+    assert!(log.contains(&format!("machine {id} leaves")), "{log}");
     rig.fleet.cluster.host(1).boot()?;
     rig.until_well()?;
     rig.never_twice()

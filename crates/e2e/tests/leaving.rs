@@ -284,7 +284,7 @@ fn a_removed_machine_lets_go_of_its_units() -> Result<()> {
     let host = fleet.cluster.host(2);
     host.run(["systemctl", "restart", "fleetd.service"])?.ok()?;
     until("it is refused", || {
-        let log = host.run(["journalctl", "-u", "fleetd.service", "--no-pager", "-o", "cat"])?.stdout;
+        let log = host.journal(Some("fleetd.service"))?;
         Ok(log
             .rsplit("Starting fleetd")
             .next()
@@ -334,7 +334,7 @@ fn a_machine_removed_while_out_of_reach_is_told_when_it_returns() -> Result<()> 
     fleet.host().sh("systemctl stop fleetd.service fleetd.socket && rm -rf /var/lib/fleet/registry* && systemctl start fleetd.service")?.ok()?;
     let host = fleet.cluster.host(1);
     until("it has no session", || {
-        let log = host.run(["journalctl", "-u", "fleetd.service", "--no-pager", "-o", "cat"])?.stdout;
+        let log = host.journal(Some("fleetd.service"))?;
         Ok(log.contains("no session with server") && there(&fleet)? == 1)
     })?;
     assert_eq!(fleet.running(&units)?.on(1), second, "nothing was stopped");

@@ -24,9 +24,7 @@ fn said(log: &str) -> Vec<&str> {
 /// Waits until each copy of a unit has logged this.
 fn logged(fleet: &Fleet, unit: &str, text: &str) -> Result<()> {
     for host in fleet.cluster.hosts() {
-        until(text, || {
-            Ok(host.run(["journalctl", "-u", unit, "-o", "cat", "--no-pager"])?.stdout.contains(text))
-        })?;
+        until(text, || Ok(host.journal(Some(unit))?.contains(text)))?;
     }
     Ok(())
 }

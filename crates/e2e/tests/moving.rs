@@ -163,7 +163,7 @@ pub(crate) fn take_over(fleet: &Fleet, units: &[Old], layout: Layout, saved: boo
     until("all machines are there", || {
         Ok(fleet.ctl("list-machines --no-legend")?.stdout.lines().count() == 3)
     })?;
-    let log = hosts[1].sh("journalctl -u fleetd.service -o cat")?.stdout;
+    let log = hosts[1].journal(Some("fleetd.service"))?;
     assert!(log.contains("that another fleet left on this machine"), "{log}");
     hosts[2].sh("systemctl restart fleetd.service")?.ok()?;
     assert_eq!(running(fleet, units)?, before, "nobody has said what is wanted: units go on");

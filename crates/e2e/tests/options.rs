@@ -30,7 +30,7 @@ fn the_api_is_on_every_socket_that_systemd_hands_over() -> Result<()> {
     }
     assert!(!fleet.ctl(&format!("--endpoint=http://{}:49153 list-machines", host.ip()))?.success());
     // Who can reach it can do everything: that is said of the one, and of no other.
-    let log = host.sh("journalctl -u fleetd.service -o cat")?.ok()?.stdout;
+    let log = host.journal(Some("fleetd.service"))?;
     let warnings: Vec<_> = log.lines().filter(|line| line.contains("without encryption")).collect();
     assert!(matches!(warnings[..], [line] if line.contains(":49154")), "{warnings:?}");
     Ok(())
@@ -60,7 +60,7 @@ fn without_systemds_sockets_fleetd_makes_its_own() -> Result<()> {
 fn every_option_of_fleet_1_0_counts() -> Result<()> {
     let fleet = Fleet::installed("options")?;
     let host = fleet.host();
-    let log = || Ok::<_, anyhow::Error>(host.sh("journalctl -u fleetd.service -o cat")?.ok()?.stdout);
+    let log = || Ok::<_, anyhow::Error>(host.journal(Some("fleetd.service"))?);
     // The lines of its sample, with other values; in a file of its own, as `--config` allows.
     host.write(
         "/etc/other.conf",

@@ -13,20 +13,12 @@ const START: &str = "systemctl start fleetd.socket fleetd.service";
 /// Tries to start a server, which has to refuse, and why it did.
 fn refusal(fleet: &Fleet) -> Result<String> {
     let host = fleet.host();
-    let since = host.sh("date '+%Y-%m-%d %H:%M:%S.%N'")?.ok()?.stdout;
+    let before = host.journal(Some("fleetd.service"))?.lines().count();
     ensure!(!host.sh("systemctl start fleetd.service")?.success(), "it starts");
-    let log = host.run([
-        "journalctl",
-        "-u",
-        "fleetd.service",
-        "--no-pager",
-        "-o",
-        "cat",
-        &format!("--since={}", since.trim()),
-    ])?;
+    let log = host.journal(Some("fleetd.service"))?;
     // Others than us try again, too.
     host.sh(&format!("{STOP}; systemctl reset-failed fleetd.service"))?.ok()?;
-    Ok(log.ok()?.stdout)
+    Ok(log.lines().skip(before).collect::<Vec<_>>().join("\n"))
 }
 
 /// What is known besides units: the same whatever the registry is in.

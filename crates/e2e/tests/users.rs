@@ -188,7 +188,7 @@ fn users_reach_the_cluster_from_anywhere() -> Result<()> {
     })?;
 
     // The log says who was refused, and has no secret.
-    let log = server.run(["journalctl", "-u", "fleetd.service", "--no-pager", "-o", "cat"])?.ok()?.stdout;
+    let log = server.journal(Some("fleetd.service"))?;
     for says in [
         &format!("refused {}:", other.ip()),
         "user viewer, viewer, asks for what takes the role operator",
@@ -199,7 +199,7 @@ fn users_reach_the_cluster_from_anywhere() -> Result<()> {
         assert!(log.contains(says), "{says}");
     }
     for host in fleet.cluster.hosts() {
-        let log = host.run(["journalctl", "--no-pager", "-o", "cat"])?.ok()?.stdout;
+        let log = host.journal(None)?;
         for secret in &secrets {
             assert!(!log.contains(&secret[secret.len() - 40..]), "a secret is in the log of {}", host.name());
         }

@@ -347,6 +347,15 @@ impl Host {
         self.run(["/bin/sh", "-c", script])
     }
 
+    /// The journal of this host, or of one unit on it, as text. Nothing that was logged before the call is missing: journald reads
+    /// what it was sent by and by, and is waited for.
+    pub fn journal(&self, unit: Option<&str>) -> Result<String> {
+        self.run(["journalctl", "--sync"])?.ok()?;
+        let mut argv = vec!["journalctl", "--no-pager", "-o", "cat"];
+        argv.extend(unit.iter().flat_map(|unit| ["-u", unit]));
+        Ok(self.run(argv)?.ok()?.stdout)
+    }
+
     /// Starts a command and returns at once; for streams and what runs alongside.
     pub fn start_process<S: Into<OsString>>(&self, argv: impl IntoIterator<Item = S>) -> Result<Running> {
         self.command(argv).start()
