@@ -113,6 +113,7 @@ impl Cluster {
     pub fn up(options: Options) -> Result<Cluster> {
         options.check()?;
         prerequisites::check()?;
+        prerequisites::lift_limits();
         // From here on an error takes down what stands so far, by drop.
         let mut cluster = Cluster::lay(&options)?;
         cluster.start(&options).with_context(|| format!("cluster {}", options.name))?;

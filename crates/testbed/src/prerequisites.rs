@@ -40,6 +40,25 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
+/// inotify instances that root may have; hosts have no user namespace of their own, so all of them share it. The kernel's
+/// default, 128, is used up by some fifteen hosts, and then systemd and D-Bus in further ones fail in odd ways.
+const INOTIFY_INSTANCES: (&str, u32) = ("/proc/sys/fs/inotify/max_user_instances", 1024);
+
+/// Lifts the limits of the kernel that many hosts run into, and says so. Where that is not allowed a few hosts work all the same.
+pub(crate) fn lift_limits() {
+    let (path, enough) = INOTIFY_INSTANCES;
+    let now = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    let Some(now) = now.filter(|now| *now < enough) else { return };
+    match std::fs::write(path, enough.to_string()) {
+        Ok(()) => {
+            eprintln!("testbed: {path} was {now} and is {enough}, so that many hosts fit on this machine")
+        }
+        Err(error) => {
+            eprintln!("testbed: {path} is {now} and can't be set to {enough} ({error}): about 15 hosts fit")
+        }
+    }
+}
+
 /// Fails with what to install when a file that some part needs is missing.
 pub(crate) fn need_file(path: &str, package: &str) -> Result<()> {
     if Path::new(path).exists() {
