@@ -93,7 +93,7 @@ fn refuses(fleet: &Fleet, server: usize, reason: &str) -> Result<()> {
 }
 
 fn log(host: &Host) -> Result<String> {
-    Ok(host.journal(Some("fleetd.service"))?)
+    host.journal(Some("fleetd.service"))
 }
 
 #[test]
