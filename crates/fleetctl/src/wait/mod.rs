@@ -190,9 +190,9 @@ async fn describe(context: &Context, tracker: &Tracker) -> Option<(String, bool)
     let mut waiting: Vec<(&str, Waiting)> = tracker.waiting().collect();
     // The one without a machine is of most interest.
     let needs_machine = |what: &Waiting| matches!(what, Waiting::Unplaced(_) | Waiting::Delayed(_));
-    waiting.sort_by_key(|(_, what)| !needs_machine(what));
+    waiting.sort_by_key(|(_, what)| (!what.is_lasting(), !needs_machine(what)));
     let (name, what) = waiting.first()?;
-    let lasting = needs_machine(what);
+    let lasting = what.is_lasting();
     let what = explain(context, what).await;
     let line = match waiting.len() {
         1 => format!("Waiting for {name}: {what}"),

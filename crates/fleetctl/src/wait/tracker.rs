@@ -82,6 +82,17 @@ pub(crate) enum Waiting {
     },
 }
 
+impl Waiting {
+    /// Whether there is a reason why it will not come by itself. Where no machine is out of the question, one is about to be found.
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Waiting::Unplaced(reasons) => !reasons.is_empty(),
+            Waiting::Delayed(_) => true,
+            Waiting::Unheard | Waiting::OnMachine { .. } => false,
+        }
+    }
+}
+
 /// Where the events come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -361,6 +372,16 @@ fn is_live(state: &UnitState) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_worth_a_line_in_a_log() {
+        let reason = Reason { reason: "its metadata has no disk".into(), ..Default::default() };
+        assert!(Waiting::Unplaced(vec![reason]).is_lasting());
+        assert!(Waiting::Delayed("many machines vanished".into()).is_lasting());
+        // It is not placed yet, and can be.
+        assert!(!Waiting::Unplaced(Vec::new()).is_lasting());
+        assert!(!Waiting::Unheard.is_lasting());
+    }
 
     /// An event from `desired current active/sub`, on machine m.
     fn event(desired: &str, current: &str, active: &str) -> UnitEvent {
