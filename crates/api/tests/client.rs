@@ -8,6 +8,7 @@ use fleet_api::types::{JoinToken, JoinTokenRequest, Member, Unit, UnitOption};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpSocket;
 
 /// What the server got: one line per request, and its body.
 type Log = Arc<Mutex<Vec<(String, String)>>>;
@@ -253,10 +254,9 @@ async fn what_is_not_there_is_said_in_the_originals_words() {
         "Get \"http://domain-sock/fleet/v1/machines?alt=json\": dial unix /nonexistent.sock: connect: no such file or directory"
     );
     assert!(error.is_no_answer());
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let error = client(&format!("http://{address}")).machines().await.unwrap_err();
+    let (_socket, dead) = dead();
+    let address = dead.trim_start_matches("http://");
+    let error = client(&dead).machines().await.unwrap_err();
     assert_eq!(
         error.to_string(),
         format!(
@@ -434,10 +434,12 @@ async fn events_come_with_their_ids() {
     );
 }
 
-/// An address where nobody listens (any more).
-async fn dead() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
+/// An address where nobody listens, nor can listen as long as the socket is kept, which is bound to it.
+fn dead() -> (TcpSocket, String) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = format!("http://{}", socket.local_addr().unwrap());
+    (socket, address)
 }
 
 fn of_several(endpoints: &[&str]) -> Client {
@@ -454,7 +456,7 @@ fn agent_only() -> (String, Then) {
 
 #[tokio::test]
 async fn the_next_server_is_asked_when_one_is_none() {
-    let dead = dead().await;
+    let (_socket, dead) = dead();
     let (agent, agent_log, _) = server(|_| agent_only()).await;
     let (good, log, _) = server(|_| json("200 OK", "{}")).await;
     let client = of_several(&[&dead, &agent, &good]);
@@ -483,7 +485,7 @@ async fn a_refusal_is_an_answer() {
 
 #[tokio::test]
 async fn when_nobody_answers_everybody_is_named() {
-    let (dead, (agent, ..)) = (dead().await, server(|_| agent_only()).await);
+    let ((_socket, dead), (agent, ..)) = (dead(), server(|_| agent_only()).await);
     let error = of_several(&[&dead, &agent, "unix:///nonexistent.sock"]).units().await.unwrap_err();
     let address = dead.trim_start_matches("http://");
     assert!(error.is_no_answer());
@@ -530,7 +532,8 @@ async fn a_server_that_does_not_answer_is_given_up() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", silent.local_addr().unwrap());
     let (good, ..) = server(|_| json("200 OK", "{}")).await;
-    let options = Options { request_timeout: Duration::from_millis(200), ..Options::default() };
+    // The other one has to keep to it, on a busy machine, too.
+    let options = Options { request_timeout: Duration::from_secs(2), ..Options::default() };
     let client =
         Client::new(Endpoint::parse(&address).unwrap(), options).or(Endpoint::parse(&good).unwrap(), None);
     assert_eq!(client.units().await.unwrap(), []);
@@ -547,7 +550,8 @@ async fn event_streams_move_on() {
     assert_eq!(stream.next().await.unwrap(), Some(("1".to_owned(), Event::Ready)));
     assert_eq!(stream.next().await.unwrap(), None);
     assert_eq!(requests(&log).len(), 1);
-    let client = of_several(&[&dead().await, &second]);
+    let (_socket, dead) = dead();
+    let client = of_several(&[&dead, &second]);
     let mut stream = client.events(&EventQuery::default()).await.unwrap();
     assert_eq!(stream.next().await.unwrap(), Some(("2".to_owned(), Event::Ready)));
 }

@@ -68,7 +68,7 @@ async fn a_peer_of_another_time_is_told_the_versions() {
 
 #[tokio::test]
 async fn a_session_begins_with_a_hello() {
-    let limits = Limits { handshake: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits { handshake: SHORT, ..Limits::default() };
     let rig = Rig::with(Options { limits, ..Options::default() }).await;
     let identity = rig.member(1, Duration::ZERO);
     let connection = raw(&rig, &identity).await;
@@ -244,8 +244,7 @@ async fn a_thousand_half_handshakes_disturb_nobody() {
 
 #[tokio::test]
 async fn connections_that_lead_nowhere_are_closed() {
-    let short = Duration::from_millis(300);
-    let limits = Limits { handshake: short, idle: short, ..Limits::default() };
+    let limits = Limits { handshake: SHORT, idle: SHORT, ..Limits::default() };
     let rig = Rig::with(Options { limits, ..Options::default() }).await;
     // No handshake.
     closed(tcp(&rig).await).await;

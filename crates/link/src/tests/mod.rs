@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -25,9 +25,10 @@ use tokio_util::sync::CancellationToken;
 const DEADLINE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// Cuts are found out in half a second.
-const QUICK: KeepAlive =
-    KeepAlive { after: Duration::from_millis(200), deadline: Duration::from_millis(300) };
+/// Cuts are found out soon; and a busy machine is not taken for one that is cut off.
+const QUICK: KeepAlive = KeepAlive { after: Duration::from_millis(200), deadline: Duration::from_secs(2) };
+/// A limit that has to run out, and before which a busy machine does a handshake.
+const SHORT: Duration = Duration::from_secs(2);
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("never: {what}"))

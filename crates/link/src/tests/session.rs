@@ -373,8 +373,8 @@ async fn a_quiet_session_stays() {
     let mut agent = Agent::new(vec![rig.address.clone()], rig.member(1, Duration::ZERO), QUICK);
     let mut server = rig.next_end().await;
     agent.connect().await;
-    // Several times the keep-alive's deadline without a message.
-    let quiet = tokio::time::timeout(5 * (QUICK.after + QUICK.deadline), agent.end().receive.recv()).await;
+    // Longer than the keep-alive's deadline without a message.
+    let quiet = tokio::time::timeout(2 * (QUICK.after + QUICK.deadline), agent.end().receive.recv()).await;
     assert!(quiet.is_err(), "the session ended: {quiet:?}");
     agent.send(FromAgent::Snapshot(BTreeMap::new())).await;
     assert!(server.next().await.is_some());
@@ -414,13 +414,14 @@ async fn a_machine_whose_session_was_cut_gets_a_new_one_before_the_cut_is_notice
 
 #[tokio::test]
 async fn an_agent_waits_for_its_server() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let socket = listener.local_addr().unwrap();
-    drop(listener);
+    // Bound and not listening: nobody else can serve there.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let there = address(socket.local_addr().unwrap());
     let rig = Rig::new().await;
-    let mut agent = Agent::new(vec![address(socket)], rig.member(1, Duration::ZERO), KeepAlive::default());
+    let mut agent = Agent::new(vec![there], rig.member(1, Duration::ZERO), KeepAlive::default());
     assert!(tokio::time::timeout(Duration::from_millis(300), agent.ends.recv()).await.is_err());
-    let listener = TcpListener::bind(socket).await.unwrap();
+    let listener = socket.listen(8).unwrap();
     let (sessions, mut ends) = mpsc::channel(1);
     tokio::spawn(serve(
         listener,
