@@ -249,6 +249,18 @@ impl States {
     }
 }
 
+impl History {
+    /// A fault is over. One that was to be short may have lasted long on a busy machine; then it was reason enough to give the machine up.
+    fn heal(&mut self, fault: usize, now: Millis) {
+        let fault = &mut self.faults[fault];
+        fault.end = Some(now);
+        let long = now.saturating_sub(fault.start) >= self.ttl / 2;
+        if long && fault.kind == FaultKind::Short && fault.host.is_some() {
+            fault.kind = FaultKind::Silent;
+        }
+    }
+}
+
 impl Effect {
     /// The unit it is about.
     pub fn unit(&self) -> Option<&str> {

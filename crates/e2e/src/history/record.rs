@@ -166,7 +166,7 @@ impl Recorder {
     /// A fault is over: to be called when nothing is broken by it any more.
     pub fn healed(&self, fault: FaultId) -> Result<()> {
         let now = Self::now()?;
-        self.history().faults[fault.0].end = Some(now);
+        self.history().heal(fault.0, now);
         Ok(())
     }
 

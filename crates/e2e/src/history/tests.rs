@@ -370,6 +370,19 @@ fn what_units_wrote() {
 }
 
 #[test]
+fn a_fault_that_was_short_only_by_intention_is_not() {
+    let kind = |host, end| {
+        let mut story = Story::new(false).fault(FaultKind::Short, host, 10.0, 10.0);
+        story.0.heal(0, ms(end));
+        (story.0.faults[0].kind, story.0.faults[0].end)
+    };
+    assert_eq!(kind(Some(0), 12.0), (FaultKind::Short, Some(ms(12.0))));
+    assert_eq!(kind(Some(0), 25.0), (FaultKind::Silent, Some(ms(25.0))));
+    // Of the registry: who can't decide moves nothing, however long that is.
+    assert_eq!(kind(None, 25.0), (FaultKind::Short, Some(ms(25.0))));
+}
+
+#[test]
 fn what_answers_say() {
     let answer = |status| crate::Answer {
         status,
