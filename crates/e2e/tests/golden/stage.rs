@@ -8,6 +8,7 @@ use crate::transcript::{Answer, Case, Exit, Place, Step};
 use anyhow::{Context, Result};
 use fleet_e2e::Layout;
 use fleet_testbed::{Cluster, Etcd, Host, Options, bin_dir};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 const MACHINE_IDS: [&str; 3] = [
@@ -31,6 +32,31 @@ const LIMIT: Duration = Duration::from_secs(120);
 const PRELUDE: &str = "curl() { command curl -sS \"$@\"; }\n\
     fresh() { fleetctl list-unit-files --no-legend --fields=unit | xargs -r -d '\\n' fleetctl destroy -- > /dev/null && rm -rf /root/u/*; }\n";
 
+/// How many stages there are at once: fewer than networks with addresses as short as the recorded ones, of which there are ten.
+const AT_ONCE: usize = 8;
+
+/// Room for one of the stages; it is given back when this is dropped.
+struct Room;
+
+static ROOM: (Mutex<usize>, Condvar) = (Mutex::new(AT_ONCE), Condvar::new());
+
+impl Room {
+    /// Waits for it as long as others have it.
+    fn take() -> Room {
+        let free = ROOM.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = ROOM.1.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
+        *free -= 1;
+        Room
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        *ROOM.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        ROOM.1.notify_one();
+    }
+}
+
 /// The hosts.
 pub(crate) struct Stage {
     cluster: Cluster,
@@ -38,17 +64,20 @@ pub(crate) struct Stage {
     etcd: Option<Etcd>,
     /// Whether each machine is a server.
     classic: bool,
+    /// Given back last.
+    _room: Room,
 }
 
 impl Stage {
     /// Boots the hosts and makes them a cluster.
     pub(crate) fn up(outside: bool) -> Result<Stage> {
+        let room = Room::take();
         let mut options = Options::for_test("golden", if outside { 4 } else { 3 }).fleet(bin_dir()?);
         options.short_subnet = true;
         options.machine_ids = MACHINE_IDS.map(str::to_owned).into();
         let (layout, cluster) = (Layout::asked_for()?, Cluster::up(options)?);
         let etcd = layout.prepare(&cluster)?;
-        let stage = Stage { cluster, etcd, classic: layout == Layout::Classic };
+        let stage = Stage { cluster, etcd, classic: layout == Layout::Classic, _room: room };
         for host in stage.cluster.hosts() {
             host.sh(&format!(
                 "mkdir -p {DIRECTORY}; sed -i -E 's/ golden-.*-([1-4])$/& gold-\\1/' /etc/hosts"
