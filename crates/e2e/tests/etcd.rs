@@ -98,7 +98,7 @@ fn log(host: &Host) -> Result<String> {
 
 #[test]
 fn an_etcd_that_lost_its_data_is_refused_until_it_is_accepted() -> Result<()> {
-    let fleet = Fleet::on_etcd("lost", 3, 1, "agent_ttl=\"5s\"")?;
+    let fleet = Fleet::on_etcd("lost", 3, 1, "agent_ttl=\"15s\"")?;
     let units: Vec<String> = (0..8).map(|number| format!("u{number}.service")).collect();
     let before = fleet.start_all(&units, SLEEP)?;
     fleet.members().wipe()?;
@@ -143,7 +143,7 @@ fn an_etcd_that_lost_its_data_is_refused_until_it_is_accepted() -> Result<()> {
 
 #[test]
 fn an_etcd_restored_from_a_backup_is_refused_until_it_is_accepted() -> Result<()> {
-    let fleet = Fleet::on_etcd("restored", 1, 1, "agent_ttl=\"5s\"")?;
+    let fleet = Fleet::on_etcd("restored", 1, 1, "agent_ttl=\"15s\"")?;
     let units: Vec<String> = (0..4).map(|number| format!("u{number}.service")).collect();
     let kept = fleet.start_all(&units, SLEEP)?;
     let members = fleet.members();
@@ -258,7 +258,7 @@ fn what_is_wrong_with_an_etcd_is_said_while_fleetd_starts() -> Result<()> {
 
 #[test]
 fn records_changed_by_hand_cost_only_themselves() -> Result<()> {
-    let fleet = Fleet::on_etcd("damaged", 1, 1, "agent_ttl=\"5s\"")?;
+    let fleet = Fleet::on_etcd("damaged", 1, 1, "agent_ttl=\"15s\"")?;
     let units: Vec<String> = (0..6).map(|number| format!("u{number}.service")).collect();
     let mut before = fleet.start_all(&units, SLEEP)?;
     let machine = fleet.cluster.host(1).machine_id();

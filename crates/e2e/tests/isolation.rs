@@ -197,7 +197,7 @@ impl Pids {
 }
 
 /// Half of it is how long a busy machine may hold up renewals.
-const SHORT: &str = "agent_ttl=\"5s\"";
+const SHORT: &str = "agent_ttl=\"10s\"";
 /// Long enough for fleetd to be restarted within half of it on a busy machine.
 const LONG: &str = "agent_ttl=\"24s\"";
 
