@@ -105,7 +105,7 @@ fn names_that_the_machine_has_already() -> Result<()> {
     let pid = fleet.main_pid("mine.service")?;
     for name in ["mine.service", "systemd-journald.service"] {
         fleet.file(name, SLEEP)?;
-        let start = fleet.ctl(&format!("start --timeout 3s {name}"))?;
+        let start = fleet.ctl(&format!("start --timeout 60s {name}"))?;
         assert_eq!(start.code(), 1, "{name}");
         assert!(start.stderr.contains("already has a unit"), "{name}: {}", start.stderr);
         // Others are not held up.
@@ -115,7 +115,7 @@ fn names_that_the_machine_has_already() -> Result<()> {
     assert_eq!(fleet.main_pid("mine.service")?, pid, "the machine's own unit was not touched");
 
     fleet.file("badinst.service", &format!("{SLEEP}[Install]\nWantedBy=bad name\n"))?;
-    let start = fleet.ctl("start --timeout 3s badinst.service")?;
+    let start = fleet.ctl("start --timeout 60s badinst.service")?;
     assert_eq!(start.code(), 1, "{}", start.stdout);
     assert!(start.stderr.contains("badinst.service"), "{}", start.stderr);
     fleet.start("other.service", SLEEP)?;
@@ -220,7 +220,7 @@ fn full_disks_while_running() -> Result<()> {
     // /run is full: the unit waits with the reason, and starts when there is room.
     fleet.host().sh("mount -t tmpfs -o size=64k tmpfs /run/fleet/units --make-private; cat /dev/zero > /run/fleet/units/.filler; true")?;
     fleet.file("late.service", SLEEP)?;
-    let late = fleet.ctl("start --timeout 2s late.service")?;
+    let late = fleet.ctl("start --timeout 60s late.service")?;
     assert_eq!(late.code(), 1, "{}{}", late.stdout, late.stderr);
     assert!(late.stderr.contains("/run/fleet/units"), "{}", late.stderr);
     fleet.host().sh("rm /run/fleet/units/.filler")?.ok()?;

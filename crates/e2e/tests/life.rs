@@ -177,7 +177,9 @@ fn failures_say_why() -> Result<()> {
     for (name, why) in [("noexe.service", "noexe.service"), ("pre.service", "out of luck")] {
         let start = fleet.ctl(&format!("start {name}"))?;
         assert_eq!(start.code(), 1, "{name}: {}{}", start.stdout, start.stderr);
-        assert!(start.stderr.contains(why) && start.stderr.contains("fail"), "{name}: {}", start.stderr);
+        assert!(start.stderr.contains("fail"), "{name}: {}", start.stderr);
+        // What a program says last may come to its journal after its end. Asked again, fleetctl tells it again.
+        until(why, || Ok(fleet.ctl(&format!("start {name}"))?.stderr.contains(why)))?;
         assert_eq!(fleet.state(name)?.as_deref(), Some("failed failed"));
     }
     // The cause gone, it can be started again.
@@ -186,7 +188,7 @@ fn failures_say_why() -> Result<()> {
     assert_eq!(fleet.state("pre.service")?.as_deref(), Some("active running"));
 
     fleet.file("mars.service", &format!("{SLEEP}[X-Fleet]\nMachineMetadata=planet=mars\n"))?;
-    let start = fleet.ctl("start --timeout 1s mars.service")?;
+    let start = fleet.ctl("start --timeout 5s mars.service")?;
     assert_eq!(start.code(), 1);
     assert!(start.stderr.contains("planet"), "{}", start.stderr);
     let explained = fleet.ctl("explain mars.service")?;
@@ -213,7 +215,7 @@ fn conflicts_replaces_and_global_on_one_machine() -> Result<()> {
     let fleet = Fleet::up("xfleet")?;
     fleet.start("only1.service", &format!("{SLEEP}[X-Fleet]\nConflicts=only*.service\n"))?;
     fleet.file("only2.service", &format!("{SLEEP}[X-Fleet]\nConflicts=only*.service\n"))?;
-    let second = fleet.ctl("start --timeout 1s only2.service")?;
+    let second = fleet.ctl("start --timeout 5s only2.service")?;
     assert_eq!(second.code(), 1);
     assert!(second.stderr.contains("only1.service"), "{}", second.stderr);
     fleet.ok("destroy only1.service")?;
@@ -234,7 +236,7 @@ fn conflicts_replaces_and_global_on_one_machine() -> Result<()> {
 
     // A follower goes where its target is, and waits while that has no place.
     fleet.file("follow.service", &format!("{SLEEP}[X-Fleet]\nMachineOf=lead.service\n"))?;
-    let follow = fleet.ctl("start --timeout 1s follow.service")?;
+    let follow = fleet.ctl("start --timeout 5s follow.service")?;
     assert_eq!(follow.code(), 1);
     assert!(follow.stderr.contains("lead.service"), "{}", follow.stderr);
     fleet.start("lead.service", SLEEP)?;

@@ -31,7 +31,7 @@ fn logged(fleet: &Fleet, unit: &str, text: &str) -> Result<()> {
 
 #[test]
 fn every_copy_of_a_unit_from_anywhere() -> Result<()> {
-    let fleet = Fleet::join_all("copies", 3, "agent_ttl=\"10s\"")?;
+    let fleet = Fleet::join_all("copies", 3, "")?;
     let hosts = fleet.cluster.hosts();
     fleet.start("talk@1.service", TALKER)?;
     until("it runs everywhere", || Ok(fleet.copies("talk@1.service")? == [0, 1, 2]))?;
@@ -95,6 +95,7 @@ fn every_copy_of_a_unit_from_anywhere() -> Result<()> {
         "tell.service",
         "[Service]\nExecStart=/bin/sh -c 'printf \"one\\\\n<7>two\\\\n\"; exec sleep infinity'\n",
     )?;
+    until("it has spoken", || Ok(fleet.ok("journal --output=cat tell")?.contains("two")))?;
     let several = fleet.ctl(&format!("journal --output=cat tell talk@1.service@{id} nonsuch"))?;
     assert_eq!((several.code(), several.stderr.as_str()), (1, "Unit nonsuch.service does not exist.\n"));
     for line in [" tell.service   two", &format!("{} talk@1.service line 3", short(second))] {

@@ -15,6 +15,7 @@ fn the_api_is_on_every_socket_that_systemd_hands_over() -> Result<()> {
         "[Socket]\nListenStream=/run/second.sock\nListenStream=127.0.0.1:49153\nListenStream=49154\n";
     host.write("/etc/systemd/system/fleet.socket.d/30-ListenStream.conf", sockets)?;
     host.sh(RESTART)?.ok()?;
+    until("the machine is there again", || Ok(fleet.machines()? == 1))?;
     let machines = fleet.ok("list-machines")?;
     for endpoint in [
         "unix:///run/fleet.sock".to_owned(),
@@ -86,7 +87,7 @@ fn every_option_of_fleet_1_0_counts() -> Result<()> {
     host.sh("systemctl daemon-reload")?.ok()?;
     host.start_fleet()?;
     let machine = || fleet.ok("list-machines --no-legend --fields=ip,metadata");
-    assert_eq!(machine()?, "10.9.8.7\taz=us-west-1,region=us-west\n");
+    until("the file counts", || Ok(machine()? == "10.9.8.7\taz=us-west-1,region=us-west\n"))?;
     for unit in ["a.service", "b.service", "c.service"] {
         fleet.start(unit, SLEEP)?;
     }

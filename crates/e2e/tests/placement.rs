@@ -136,7 +136,7 @@ fn units_go_where_they_fit() -> Result<()> {
 
     // Where none fits every way to ask tells why, by machine, and it starts when one comes to fit.
     fleet.file("mars.service", &service("MachineMetadata=region=mars"))?;
-    let said = fleet.ctl("start --timeout=2s mars.service")?;
+    let said = fleet.ctl("start --timeout=5s mars.service")?;
     assert_eq!(said.code(), 1, "{said:?}");
     let waiting = said.stderr.lines().find(|line| line.starts_with("Waiting for mars.service: no machine"));
     let waiting = waiting.with_context(|| format!("no waiting line in {}", said.stderr))?;

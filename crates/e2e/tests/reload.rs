@@ -22,7 +22,7 @@ fn a_reload_takes_the_new_configuration() -> Result<()> {
     fleet.host().write("/etc/fleet/fleet.conf", "metadata=\"region=eu\"\nverbosity=1\n")?;
     fleet.host().sh("systemctl reload fleet.service")?.ok()?;
     until("the new metadata is published", || Ok(metadata()? == "region=eu\n"))?;
-    asking.finish(fleet_e2e::PATIENCE)?.ok()?;
+    asking.finish(4 * fleet_e2e::PATIENCE)?.ok()?;
     assert_eq!(fleet.main_pid("fleetd.service")?, daemon, "it is the same process");
     assert_eq!(fleet.main_pid("a.service")?, unit, "the unit was not touched");
     let log = || fleet.host().journal(Some("fleetd.service"));

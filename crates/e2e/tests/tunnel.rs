@@ -104,6 +104,7 @@ fn the_tunnel_is_the_users_own_ssh() -> Result<()> {
     assert_eq!(started.matches("launched on").count(), units.len(), "{started}");
     let status = ok(&fleet, &format!("fleetctl --tunnel=far status {all}"))?;
     assert_eq!(status.matches("active (running)").count(), units.len());
+    hosts.iter().try_for_each(Host::sync_journal)?;
     let journal = ok(&fleet, &format!("fleetctl --tunnel=box journal --output=cat {all}"))?;
     assert_eq!(
         journal.matches(": Deactivated").count() + journal.matches("Started many").count(),

@@ -18,6 +18,7 @@ fn the_life_of_a_unit_without_root() -> Result<()> {
     fleet.start("a.service", SLEEP)?;
     assert_eq!(fleet.state("a.service")?.as_deref(), Some("active running"));
     assert!(fleet.ok("status a.service")?.contains("active (running)"));
+    fleet.host().sync_journal()?;
     assert!(fleet.ok("journal a.service")?.contains("Started a.service"));
     fleet.file("a.service", "[Unit]\nDescription=new\n[Service]\nExecStart=/bin/sleep infinity\n")?;
     fleet.ok("start --replace a.service")?;

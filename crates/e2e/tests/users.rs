@@ -61,6 +61,7 @@ fn users_reach_the_cluster_from_anywhere() -> Result<()> {
         let files = certificate.replace("ROLE", role);
         there(&fleet, &format!("fleetctl --endpoint https://SERVER:4919 {files} {words}"))
     };
+    fleet.cluster.hosts().iter().try_for_each(|host| host.sync_journal())?;
     for role in ["viewer", "operator", "admin"] {
         for words in ["list-machines --no-legend", "list-units --no-legend", "list-unit-files --no-legend"] {
             for out in [by_token(&fleet, role, words)?, by_certificate(role, words)?] {

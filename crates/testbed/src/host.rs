@@ -347,10 +347,15 @@ impl Host {
         self.run(["/bin/sh", "-c", script])
     }
 
+    /// Waits until all that was logged before is in the journal, for those who read it themselves.
+    pub fn sync_journal(&self) -> Result<()> {
+        self.run(["journalctl", "--sync"])?.ok().map(drop)
+    }
+
     /// The journal of this host, or of one unit on it, as text. Nothing that was logged before the call is missing: journald reads
     /// what it was sent by and by, and is waited for.
     pub fn journal(&self, unit: Option<&str>) -> Result<String> {
-        self.run(["journalctl", "--sync"])?.ok()?;
+        self.sync_journal()?;
         let mut argv = vec!["journalctl", "--no-pager", "-o", "cat"];
         argv.extend(unit.iter().flat_map(|unit| ["-u", unit]));
         Ok(self.run(argv)?.ok()?.stdout)
