@@ -66,6 +66,10 @@ RemainAfterExit=yes
 ExecStart=/bin/ip -batch /etc/host0.ip
 ";
 
+/// All that was logged can be read: also when much is logged at once, and when the disk of this machine is nearly full, where journald would
+/// throw away what is older.
+const JOURNAL: &str = "[Journal]\nRateLimitIntervalSec=0\nSystemKeepFree=1M\nRuntimeKeepFree=1M\n";
+
 /// Who a host is.
 pub(crate) struct Identity<'a> {
     pub name: &'a str,
@@ -143,6 +147,8 @@ impl Disk {
         fs::write(etc.join("resolv.conf"), "")?;
         // Keeps the journal on the disk.
         make_dir(&up, "/var/log/journal")?;
+        make_dir(&up, "/etc/systemd/journald.conf.d")?;
+        fs::write(etc.join("systemd/journald.conf.d/testbed.conf"), JOURNAL)?;
         Ok(())
     }
 
