@@ -221,6 +221,12 @@ impl Stage {
         }
     }
 
+    /// Destroys the unit that a command is about, by its last word.
+    pub(crate) fn destroy(&self, case: &Case) -> Result<()> {
+        let unit = case.command.rsplit(' ').next().unwrap_or_default();
+        self.shell(case.place, &format!("fleetctl destroy {unit}")).deadline(LIMIT).run()?.ok().map(drop)
+    }
+
     /// Runs a command and returns its answer as it is. A command that is expected to run on is given that time.
     pub(crate) fn run(&self, case: &Case, expected: Exit) -> Result<Answer> {
         let mut script = case.command.clone();
