@@ -28,13 +28,14 @@ pub enum Layout {
 }
 
 impl Layout {
+    /// All there are.
+    pub const ALL: [Layout; 3] = [Layout::Embedded, Layout::Etcd, Layout::Classic];
+
     /// The layout asked for: FLEET_E2E_LAYOUT is `embedded` (the default), `etcd` or `classic`.
     pub fn asked_for() -> Result<Layout> {
         match std::env::var(LAYOUT).as_deref() {
-            Err(_) | Ok("" | "embedded") => Ok(Layout::Embedded),
-            Ok("etcd") => Ok(Layout::Etcd),
-            Ok("classic") => Ok(Layout::Classic),
-            Ok(other) => bail!("{LAYOUT}={other}: embedded, etcd or classic"),
+            Err(_) | Ok("") => Ok(Layout::Embedded),
+            Ok(name) => name.parse().context(LAYOUT),
         }
     }
 
@@ -45,6 +46,25 @@ impl Layout {
         }
         let options = EtcdOptions { members: 1, tls: None, arguments: Vec::new() };
         Etcd::start_with(options, &[cluster.gateway().parse()?]).map(Some)
+    }
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Layout::Embedded => "embedded",
+            Layout::Etcd => "etcd",
+            Layout::Classic => "classic",
+        })
+    }
+}
+
+impl std::str::FromStr for Layout {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Layout> {
+        let found = Layout::ALL.into_iter().find(|layout| layout.to_string() == name);
+        found.with_context(|| format!("{name:?} is no layout: embedded, etcd or classic"))
     }
 }
 

@@ -62,8 +62,7 @@ pub(crate) struct Stage {
     cluster: Cluster,
     /// Where the registry is, if not on gold-1.
     etcd: Option<Etcd>,
-    /// Whether each machine is a server.
-    classic: bool,
+    layout: Layout,
     /// Given back last.
     _room: Room,
 }
@@ -77,7 +76,7 @@ impl Stage {
         options.machine_ids = MACHINE_IDS.map(str::to_owned).into();
         let (layout, cluster) = (Layout::asked_for()?, Cluster::up(options)?);
         let etcd = layout.prepare(&cluster)?;
-        let stage = Stage { cluster, etcd, classic: layout == Layout::Classic, _room: room };
+        let stage = Stage { cluster, etcd, layout, _room: room };
         for host in stage.cluster.hosts() {
             host.sh(&format!(
                 "mkdir -p {DIRECTORY}; sed -i -E 's/ golden-.*-([1-4])$/& gold-\\1/' /etc/hosts"
@@ -88,7 +87,7 @@ impl Stage {
         let metadata = ["metadata=\"region=eu,disk=ssd\"\n", "metadata=\"region=eu,disk=hdd\"\n", ""];
         for (index, (host, metadata)) in stage.cluster.hosts().iter().zip(metadata).enumerate() {
             host.write(CONFIGURATION, metadata)?;
-            if index == 0 || stage.classic {
+            if index == 0 || stage.classic() {
                 stage.serve(host)?;
             } else {
                 stage.join(host)?;
@@ -103,6 +102,16 @@ impl Stage {
             }
         }
         Ok(stage)
+    }
+
+    /// In which layout it is.
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Whether each machine is a server.
+    fn classic(&self) -> bool {
+        self.layout == Layout::Classic
     }
 
     /// Makes a host a server that answers on port 49153, too.
@@ -156,7 +165,7 @@ impl Stage {
         let network = gateway.strip_suffix('1').unwrap_or(&gateway);
         let text = text.replace(NETWORK, network);
         let [recorded, ours] = ETCD_PORTS;
-        if self.classic { text.replace(recorded, ours) } else { text }
+        if self.etcd.is_some() { text.replace(recorded, ours) } else { text }
     }
 
     fn host(&self, place: Place) -> &Host {
@@ -196,7 +205,7 @@ impl Stage {
         let variables: String = environment
             .iter()
             .filter_map(|variable| match variable.strip_suffix(" not set)") {
-                Some(unset) if self.classic => {
+                Some(unset) if self.classic() => {
                     Some(format!("UnsetEnvironment={}\n", unset.trim_start_matches('(')))
                 }
                 _ if variable.starts_with('(') => None,
@@ -216,7 +225,9 @@ impl Stage {
         let command = command.env("SSH_AUTH_SOCK", "/run/agent.sock");
         match place {
             // A machine that joined does not serve the API itself.
-            Place::Machine(1 | 2) if !self.classic => command.env("FLEETCTL_ENDPOINT", "http://gold-1:49153"),
+            Place::Machine(1 | 2) if !self.classic() => {
+                command.env("FLEETCTL_ENDPOINT", "http://gold-1:49153")
+            }
             _ => command,
         }
     }
