@@ -161,7 +161,8 @@ fn what_the_leader_knows_is_known_everywhere(fleet: &Fleet) -> Result<()> {
 
 #[test]
 fn machines_leave_through_any_server() -> Result<()> {
-    let fleet = Fleet::on_etcd("leave", 3, 2, "")?;
+    // Nobody could wait for this TTL.
+    let fleet = Fleet::on_etcd("leave", 3, 2, "agent_ttl=\"1h\"")?;
     let units: Vec<String> = (0..10).map(|number| format!("u{number}.service")).collect();
     let before = fleet.start_all(&units, SLEEP)?;
     let drained = before.on(3);
@@ -191,6 +192,24 @@ fn machines_leave_through_any_server() -> Result<()> {
             Ok(members["members"].as_array().is_some_and(|all| all.len() == 1))
         })?;
     }
+
+    // One that is out of reach: its presence is ended by the server that had its session.
+    fleet.ctl_on(server, &format!("machine uncordon {}", id(&fleet, 3)))?.ok()?;
+    let more: Vec<String> = (0..4).map(|number| format!("v{number}.service")).collect();
+    let kept = fleet.start_all(&more, SLEEP)?.on(3);
+    ensure!(!kept.is_empty(), "least loaded first");
+    let there = server_of(&fleet, 3)?.context("no session")?;
+    let host = fleet.cluster.host(3);
+    host.run(["systemctl", "stop", "fleetd.service", "fleetd.socket"])?.ok()?;
+    until("it has no session", || Ok(fleet.ctl_on(there, "machine list")?.stdout.contains("lost")))?;
+    fleet.ctl_on((there + 1) % 3, &format!("machine remove {}", id(&fleet, 3)))?.ok()?;
+    until("its units run elsewhere, and there, too", || {
+        let now = fleet.running(&more)?;
+        Ok(kept.iter().all(|unit| now.0[unit].len() == 2))
+    })?;
+    host.run(["systemctl", "start", "fleetd.service"])?.ok()?;
+    let now = fleet.one_each(&more)?;
+    ensure!(now.on(3).is_empty(), "{now:?}");
     Ok(())
 }
 

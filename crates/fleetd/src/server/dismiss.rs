@@ -6,20 +6,79 @@
 //!
 //! A machine that is out of reach when it is removed keeps its units running, as absence is no instruction; it is told when it
 //! comes back, for which the record of its removal lets it in once more. It gets nothing else in such a session: no presence, no
-//! units, no new certificate. A server that merely does not know a machine refuses it, and stops nothing there: its registry may have been lost.
+//! units, no new certificate. Its presence is ended at once by the server that it had its session with, which alone knows that there is none any
+//! more ([`Server::end_presences`]); only that of a machine with units that must not run twice runs out. A server that merely does not know a machine refuses it, and stops nothing there: its registry may have been lost.
 //!
 //! [`Change::Farewell`]: fleet_cluster::model::Change::Farewell
 
 use super::session::{Session, at};
+use super::{MembershipError, Server, membership::removed_key};
+use fleet_cluster::model::MachineId;
 use fleet_link::{Beat, FromAgent, Held, ToAgent};
 use fleet_registry::records::put_presence;
-use fleet_registry::{Store, Txn};
+use fleet_registry::{Compare, Store, StoreError, Txn};
 use std::{collections::BTreeMap, time::Duration};
 use tokio::{sync::mpsc, time::timeout};
 use tracing::{info, warn};
 
 /// How long a machine may take to stop its units: longer than systemd lets a unit take, unless its file says otherwise.
 const STOP_DEADLINE: Duration = Duration::from_secs(120);
+/// How long to wait before the registry is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+impl<S: Store> Server<S> {
+    /// Ends the presences of machines that are removed through other servers, had their session with this one and have none any more,
+    /// until cancelled.
+    pub(super) async fn end_presences(&self) -> anyhow::Result<()> {
+        loop {
+            let id = tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return Ok(()),
+                id = self.peers.next_removed() => id,
+            };
+            while let Err(error) = self.end_presence(&id).await {
+                match error {
+                    MembershipError::Store(error) if error.may_pass() => {
+                        self.trouble("ending the presence of a machine that was removed", &error);
+                        tokio::select! {
+                            biased;
+                            () = self.cancel.cancelled() => return Ok(()),
+                            () = tokio::time::sleep(RETRY) => {}
+                        }
+                    }
+                    other => {
+                        warn!(machine = %id, "the presence of machine {id}, which was removed, runs out by itself: {other}");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn end_presence(&self, id: &MachineId) -> Result<(), MembershipError> {
+        // Who joined anew meanwhile is not removed any more.
+        let removed = self.store.get(&removed_key(id)).await?;
+        let (Some(removed), true) =
+            (removed, self.peers.session_of(id).is_some_and(|server| server == self.config.machine))
+        else {
+            return Ok(());
+        };
+        let still = Compare { key: removed_key(id), revision: removed.revision };
+        let mut txn = Txn { compares: vec![still], ops: Vec::new() };
+        let Some(lease) = self.add_farewell(&mut txn, id).await? else { return Ok(()) };
+        let committed = self.store.commit(txn).await;
+        self.store.revoke(lease).await?;
+        match committed {
+            Ok(_) => {
+                info!(machine = %id, "machine {id}, which was removed, is out of reach: its presence ends")
+            }
+            // A session began, or it ended meanwhile.
+            Err(StoreError::Conflict(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
 
 impl<S: Store> Session<'_, S> {
     /// Has the machine let go of its units, and ends its presence.
@@ -90,5 +149,92 @@ impl<S: Store> Session<'_, S> {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::server::ServerConfig;
+    use fleet_cluster::{engine::Policy, model::Machine};
+    use fleet_link::serve::{Joining, Membership as _};
+    use fleet_link::{Hello, ServerEnd, ca::MachineKey, token::Terms};
+    use fleet_registry::{EmbeddedStore, records::presence_key};
+    use tokio::task::JoinSet;
+    use tokio_util::sync::CancellationToken;
+
+    /// Nobody could wait for it.
+    const TTL: Duration = Duration::from_secs(24 * 3600);
+    const PEER: &str = "10.0.0.2:40000";
+
+    fn id(number: u8) -> MachineId {
+        MachineId::parse(&format!("{number:032x}")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_had_the_session_ends_the_presence() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(directory.path()).unwrap();
+        let (mut tasks, cancel) = (JoinSet::new(), CancellationToken::new());
+        let mut server = |number| {
+            let config = ServerConfig {
+                machine: id(number),
+                agent_ttl: TTL,
+                policy: Policy::for_ttl(TTL),
+                disable_engine: true,
+                shared_registry: true,
+                address: None,
+            };
+            let server = Server::new(store.clone(), config, cancel.clone());
+            server.start(&mut tasks);
+            let task = server.clone();
+            tasks.spawn(async move { task.end_presences().await });
+            server
+        };
+        let (one, two) = (server(1), server(2));
+        let (token, _) = two.create_token(Terms { ttl: TTL, uses: None }).await.unwrap();
+        for number in [7, 8] {
+            let joining = Joining {
+                token: token.id,
+                secret: token.secret.clone(),
+                machine: id(number),
+                key: MachineKey::generate().unwrap().id(),
+                peer: PEER.parse().unwrap(),
+            };
+            two.join(joining).await.unwrap();
+        }
+        let session = |number| {
+            let (end, agent) = fleet_link::local(Hello { id: id(number), machine: Machine::default() });
+            let (end, server) = (ServerEnd { peer: Some(PEER.parse().unwrap()), ..end }, one.clone());
+            (tokio::spawn(async move { server.serve_agent(end).await }), agent)
+        };
+        let mut revisions = two.hub().applied();
+        let (ended, mut agent) = session(7);
+        agent.receive.recv().await.unwrap();
+        drop(agent);
+        ended.await.unwrap().unwrap();
+        // This one stays.
+        let (stays, mut agent) = session(8);
+        agent.receive.recv().await.unwrap();
+        while [7, 8].iter().any(|number| two.peers.session_of(&id(*number)) != Some(id(1)))
+            || two.peers.servers().len() < 2
+        {
+            revisions.changed().await.unwrap();
+        }
+        for number in [8, 7] {
+            two.remove_machine(&id(number)).await.unwrap();
+        }
+        while two.peers.session_of(&id(7)).is_some() {
+            revisions.changed().await.unwrap();
+        }
+        // It lets go of its units first. That it was removed first means that it was looked at.
+        assert!(store.get(&presence_key(&id(8))).await.unwrap().is_some());
+        cancel.cancel();
+        stays.await.unwrap().unwrap();
+        while let Some(ended) = tasks.join_next().await {
+            ended.unwrap().unwrap();
+        }
+        store.close().await;
     }
 }

@@ -86,6 +86,7 @@ impl<S: Store> Server<S> {
         broken.iter().for_each(report);
         self.hub.add_unreadable(&broken);
         self.peers.reset(&snapshot);
+        self.note_removals(&snapshot);
         self.users.reset(&snapshot.entries);
         self.hub.reset(changes, snapshot.revision);
         self.hub.set_unreadable(&broken);

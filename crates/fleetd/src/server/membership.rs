@@ -17,7 +17,7 @@ use fleet_link::ca::{Authority, CaError, KeyId, MACHINE_VALIDITY};
 use fleet_link::serve::{Joining, Member, Membership, Refusal};
 use fleet_link::token::{Terms, Token, TokenError, TokenId, TokenRecord};
 use fleet_registry::records::{PresenceRecord, machine_key, presence_key, put_presence, states_key};
-use fleet_registry::{Compare, Entry, Event, Op, Store, StoreError, Txn};
+use fleet_registry::{Compare, Entry, Event, LeaseId, Op, Snapshot, Store, StoreError, Txn};
 use fleet_unit::OnIsolation;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::time::SystemTime;
@@ -272,20 +272,7 @@ impl<S: Store> Server<S> {
                 put(removed_key(id), &removed)?,
             ],
         };
-        let presence = self.store.get(&presence_key(id)).await?;
-        let mut farewell = None;
-        if let Some(presence) = presence {
-            let record: PresenceRecord = read(&presence)?;
-            if self.may_end_presence(id, record.server.as_ref()) {
-                // As a machine leaves: first it is said, then the presence ends.
-                let lease = self.store.grant(self.config.agent_ttl).await?;
-                let record = PresenceRecord { leaving: true, ..record };
-                txn.compares.push(Compare { key: presence_key(id), revision: presence.revision });
-                txn.ops.push(put_presence(id, &record, lease));
-                txn.ops.push(Op::Delete { key: states_key(id) });
-                farewell = Some(lease);
-            }
-        }
+        let farewell = self.add_farewell(&mut txn, id).await?;
         let committed = self.store.commit(txn).await;
         if let Some(lease) = farewell {
             self.store.revoke(lease).await?;
@@ -299,16 +286,48 @@ impl<S: Store> Server<S> {
         Ok(())
     }
 
-    /// Lets the session of a machine that was removed know, through whichever server that was.
+    /// Notes that a machine was removed, through whichever server that was: lets its session know, or the task that ends its presence.
     pub(super) fn note_removal(&self, event: &Event) {
         if let (Some(id), true) = (removed_machine(&event.key), event.entry.is_some()) {
             self.tell_removed(&id);
+            if self.config.shared_registry {
+                self.peers.note_removed(id);
+            }
         }
+    }
+
+    /// The same for all that the registry has, when it was listed anew and events may have been missed.
+    pub(super) fn note_removals(&self, snapshot: &Snapshot) {
+        snapshot
+            .entries
+            .iter()
+            .filter_map(|entry| removed_machine(&entry.key))
+            .for_each(|id| self.tell_removed(&id));
     }
 
     /// Whether a machine that joined was not removed since.
     pub(super) async fn is_member(&self, id: &MachineId) -> Result<bool, MembershipError> {
         Ok(self.store.get(&member_key(id)).await?.is_some())
+    }
+
+    /// Adds to a transaction what ends a machine's presence as when it leaves: first it is said, then the presence ends with the lease that
+    /// is returned, which is to be revoked. `None`: there is no presence, or it is not to be ended.
+    pub(super) async fn add_farewell(
+        &self,
+        txn: &mut Txn,
+        id: &MachineId,
+    ) -> Result<Option<LeaseId>, MembershipError> {
+        let Some(presence) = self.store.get(&presence_key(id)).await? else { return Ok(None) };
+        let record: PresenceRecord = read(&presence)?;
+        if !self.may_end_presence(id, record.server.as_ref()) {
+            return Ok(None);
+        }
+        let lease = self.store.grant(self.config.agent_ttl).await?;
+        let record = PresenceRecord { leaving: true, ..record };
+        txn.compares.push(Compare { key: presence_key(id), revision: presence.revision });
+        txn.ops.push(put_presence(id, &record, lease));
+        txn.ops.push(Op::Delete { key: states_key(id) });
+        Ok(Some(lease))
     }
 
     /// Whether the presence of a machine that is removed ends with that, and does not run out. Not while it has a session, in which it

@@ -228,6 +228,8 @@ impl<S: Store> Server<S> {
         tasks.spawn(async move { server.follow_leader().await });
         let server = self.clone();
         tasks.spawn(async move { server.send_away().await });
+        let server = self.clone();
+        tasks.spawn(async move { server.end_presences().await });
     }
 
     /// Serves one agent until its session ends or the server's token is cancelled.

@@ -18,7 +18,7 @@ use fleet_link::dial::Address;
 use fleet_registry::records::{PRESENCES, PresenceRecord};
 use fleet_registry::{Entry, Event, LeaseId, Op, Snapshot, Store, StoreError, Txn};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -110,6 +110,10 @@ pub(super) struct Peers {
     trouble: Mutex<Option<Instant>>,
     /// Told when this server's record could not be renewed.
     lost: Notify,
+    /// Machines that were removed, and were not looked at yet.
+    removed: Mutex<BTreeSet<MachineId>>,
+    /// Told when there is one more.
+    removal: Notify,
 }
 
 /// By which session a machine is there.
@@ -131,6 +135,8 @@ impl Default for Peers {
             reached: watch::Sender::new(None),
             trouble: Mutex::default(),
             lost: Notify::new(),
+            removed: Mutex::default(),
+            removal: Notify::new(),
         }
     }
 }
@@ -224,6 +230,22 @@ impl Peers {
     /// Waits until this server's record could not be renewed.
     pub(super) async fn lost(&self) {
         self.lost.notified().await;
+    }
+
+    /// A machine was removed from the cluster.
+    pub(super) fn note_removed(&self, id: MachineId) {
+        lock(&self.removed).insert(id);
+        self.removal.notify_one();
+    }
+
+    /// Waits for a machine that was removed; each is told once. For one task.
+    pub(super) async fn next_removed(&self) -> MachineId {
+        loop {
+            if let Some(id) = lock(&self.removed).pop_first() {
+                return id;
+            }
+            self.removal.notified().await;
+        }
     }
 
     /// The registry did not answer as it should.
