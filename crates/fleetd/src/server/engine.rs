@@ -336,6 +336,10 @@ fn transaction(decisions: &[Decision], right: Right) -> (Txn, usize) {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod fence_tests;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
     use fleet_cluster::model::MachineId;
