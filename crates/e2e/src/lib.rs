@@ -148,15 +148,20 @@ impl Fleet {
 }
 
 /// Waits until something is true.
-pub fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
+pub fn until(what: &str, holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    until_within(PATIENCE, what, holds)
+}
+
+/// The same for what takes its time.
+pub fn until_within(patience: Duration, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + patience;
     loop {
         let last = holds();
         match last {
             Ok(true) => return Ok(()),
             other if Instant::now() > end => {
                 other.with_context(|| format!("waiting: {what}"))?;
-                bail!("not within {} s: {what}", PATIENCE.as_secs());
+                bail!("not within {} s: {what}", patience.as_secs());
             }
             _ => std::thread::sleep(Duration::from_millis(50)),
         }

@@ -2,12 +2,13 @@
 
 use super::SLEEP;
 use anyhow::{Context, Result, ensure};
-use fleet_e2e::{Fleet, Http, base64, until};
+use fleet_e2e::{Fleet, Http, PATIENCE, base64, until, until_within};
 use fleet_testbed::{Cluster, Etcd, EtcdOptions, Host, Options, bin_dir};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::time::Duration;
 
 /// What `fleetctl servers` says.
 #[derive(Debug, PartialEq)]
@@ -78,6 +79,26 @@ fn the_classic_layout_comes_up_by_starting_fleetd() -> Result<()> {
             Ok(fleet.ctl_on(host, "list-unit-files --no-legend")?.ok()?.stdout.is_empty())
         })?;
     }
+    Ok(())
+}
+
+#[test]
+fn the_leader_keeps_etcd_compacted() -> Result<()> {
+    // The shortest there is.
+    let shortest = Duration::from_secs(60);
+    let fleet = Fleet::on_etcd("compact", 1, 0, "etcd_compaction=\"1m\"")?;
+    let first = json!({"key": base64(b"k"), "revision": "2"});
+    let compacted = || match fleet.members().call(0, "kv/range", &first) {
+        Ok(_) => Ok(false),
+        Err(error) if format!("{error:#}").contains("required revision has been compacted") => Ok(true),
+        Err(error) => Err(error),
+    };
+    ensure!(!compacted()?, "the history since the first write is there");
+    fleet.start("before.service", SLEEP)?;
+    until_within(2 * shortest + PATIENCE, "it is compacted", compacted)?;
+    fleet.start("after.service", SLEEP)?;
+    let list = fleet.ok("list-units --no-legend --fields=unit,sub")?;
+    ensure!(list == "after.service\trunning\nbefore.service\trunning\n", "{list}");
     Ok(())
 }
 

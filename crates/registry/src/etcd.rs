@@ -187,11 +187,10 @@ impl EtcdStore {
         }
     }
 
-    /// Compacts while it runs, for ever: changes are kept for `retention` at the least and twice that at the most.
-    /// For one server at a time (more do no harm). Nothing is sent while nothing changes.
+    /// Compacts while it runs, for ever: changes are kept for `retention` at the least and twice that at the most, also those from before
+    /// it ran. For one server at a time (more do no harm). Nothing is sent again while nothing changes.
     pub async fn keep_compacted(&self, retention: Duration) -> Infallible {
-        let mut before = self.seen();
-        let mut done = before;
+        let (mut before, mut done) = (self.seen(), 0);
         loop {
             tokio::time::sleep(retention).await;
             if before > done {
