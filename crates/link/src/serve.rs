@@ -46,6 +46,7 @@ use rustls::sign::CertifiedKey;
 use service::{Live, Service};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -340,6 +341,8 @@ impl<M: Membership> Shared<M> {
         Ok(fresh)
     }
 
+    /// A connection from its beginning to its end. What it comes to is boxed: the task of a session, of which there are thousands, has no
+    /// room for what it did not become.
     async fn connection(
         self: Arc<Self>,
         stream: TcpStream,
@@ -347,50 +350,77 @@ impl<M: Membership> Shared<M> {
         acceptor: TlsAcceptor,
         place: waiting::Place,
     ) {
-        let limits = self.options.limits;
         if let Err(error) = self.options.keep_alive.prepare(&stream) {
             debug!(peer = %address, "{address} is gone already: {error}");
             return;
         }
+        let greeted = Box::pin(self.greet(stream, address, acceptor, &place)).await;
+        let Some((stream, certificate)) = greeted else { return };
+        let served: Pin<Box<dyn Future<Output = ()> + Send + '_>> =
+            match (&self.options.guests, stream.get_ref().1.alpn_protocol(), certificate) {
+                (Some(guests), protocol, certificate) if protocol != Some(tls::H2) => {
+                    Box::pin(self.guest(stream, address, certificate, guests.clone(), place))
+                }
+                (_, _, None) => Box::pin(self.agent(stream, Peer { address, certificate: None }, place)),
+                (_, _, Some(ClientCertificate::Machine(machine))) => {
+                    Box::pin(self.agent(stream, Peer { address, certificate: Some(machine) }, place))
+                }
+                (_, _, Some(ClientCertificate::User(_))) => {
+                    return self
+                        .refused(address, "its certificate is a user's, and it wants to be a machine");
+                }
+                (_, _, Some(ClientCertificate::Server(server))) => {
+                    // Who has proved to hold the CA's key is no stranger.
+                    drop(place);
+                    Box::pin(self.peer(stream, address, server))
+                }
+            };
+        served.await;
+    }
+
+    /// Goes through the TLS handshake, and finds out whose certificate was shown; `None`: refused.
+    async fn greet(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        acceptor: TlsAcceptor,
+        place: &waiting::Place,
+    ) -> Option<(GuestStream, Option<ClientCertificate>)> {
         let shaken = tokio::select! {
-            () = self.cancel.cancelled() => return,
-            () = place.pushed_out.cancelled() => return self.refused(address, "too many connections that are no session"),
-            shaken = tokio::time::timeout(limits.handshake, shake_hands(stream, acceptor)) => shaken,
+            () = self.cancel.cancelled() => return None,
+            () = place.pushed_out.cancelled() => {
+                self.refused(address, "too many connections that are no session");
+                return None;
+            }
+            shaken = tokio::time::timeout(self.options.limits.handshake, shake_hands(stream, acceptor)) => shaken,
         };
         let stream = match shaken {
             Ok(Ok(stream)) => stream,
             Ok(Err(Unshaken { reason, stream })) => {
                 self.refused(address, &reason);
-                return part(stream).await;
+                part(stream).await;
+                return None;
             }
-            Err(_) => return self.refused(address, "it did not finish the TLS handshake in time"),
+            Err(_) => {
+                self.refused(address, "it did not finish the TLS handshake in time");
+                return None;
+            }
         };
-        let (_, tls) = stream.get_ref();
-        let certificate = match tls.peer_certificates().and_then(<[_]>::first).map(ClientCertificate::read) {
-            None => None,
-            Some(Ok(certificate)) => Some(certificate),
-            Some(Err(error)) => return self.refused(address, &error.to_string()),
-        };
-        match (&self.options.guests, tls.alpn_protocol()) {
-            (None, _) | (Some(_), Some(tls::H2)) => {}
-            (Some(guests), _) => {
-                return self.guest(stream, address, certificate, guests.clone(), place).await;
+        let shown =
+            stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(ClientCertificate::read);
+        match shown.transpose() {
+            Ok(certificate) => Some((stream, certificate)),
+            Err(error) => {
+                self.refused(address, &error.to_string());
+                None
             }
         }
-        let certificate = match certificate {
-            None => None,
-            Some(ClientCertificate::Machine(machine)) => Some(machine),
-            Some(ClientCertificate::User(_)) => {
-                return self.refused(address, "its certificate is a user's, and it wants to be a machine");
-            }
-            Some(ClientCertificate::Server(server)) => {
-                // Who has proved to hold the CA's key is no stranger.
-                drop(place);
-                return self.peer(stream, address, server).await;
-            }
-        };
+    }
+
+    /// A connection of a machine: it joins, renews its certificate, or becomes a session.
+    async fn agent(self: &Arc<Self>, stream: GuestStream, peer: Peer, place: waiting::Place) {
+        let (limits, address) = (self.options.limits, peer.address);
         let (phase, mut phases) = watch::channel(Phase::Waiting);
-        let peer = Peer { address, certificate };
         let (expires, _) = watch::channel(tokio::time::Instant::now());
         let service = LinkServer::new(Service { shared: self.clone(), peer, phase, expires })
             .max_decoding_message_size(MAX_UP)

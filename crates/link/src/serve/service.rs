@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::tokio_stream::{StreamExt, adapters::Map, wrappers::ReceiverStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 use zeroize::Zeroize;
 
@@ -26,6 +26,12 @@ pub(super) struct Service<M> {
     /// Until when the session may last: as long as the certificate it began with, or one that was renewed meanwhile.
     pub(super) expires: watch::Sender<Instant>,
 }
+
+/// What a session sends. Boxed on its way, since a queue has room for 32 of its items however few it takes.
+pub(super) type Sent = Box<Result<pb::ToAgent, Status>>;
+
+/// What a session sends, as tonic takes it.
+pub(super) type Outbound = Map<ReceiverStream<Sent>, fn(Sent) -> Result<pb::ToAgent, Status>>;
 
 /// The session a machine has now.
 #[derive(Debug)]
@@ -83,7 +89,7 @@ impl<M: Membership> Link for Service<M> {
         self.logged(self.try_renew().await)
     }
 
-    type SessionStream = ReceiverStream<Result<pb::ToAgent, Status>>;
+    type SessionStream = Outbound;
 
     async fn session(
         &self,
@@ -154,10 +160,7 @@ impl<M: Membership> Service<M> {
         Ok(renewed)
     }
 
-    async fn try_session(
-        &self,
-        mut inbound: Streaming<pb::FromAgent>,
-    ) -> Result<ReceiverStream<Result<pb::ToAgent, Status>>, Status> {
+    async fn try_session(&self, mut inbound: Streaming<pb::FromAgent>) -> Result<Outbound, Status> {
         let (member, _) = self.member()?;
         let Ok(validity) = member.not_after.duration_since(SystemTime::now()) else {
             return Err(Status::unauthenticated("its certificate has expired and has to be renewed first"));
@@ -184,7 +187,7 @@ impl<M: Membership> Service<M> {
         }
         let (out, outbound) = mpsc::channel(1);
         self.expires.send_replace(Instant::now() + validity);
-        let pump = Pump {
+        let pump = Box::new(Pump {
             inbound,
             out,
             from_daemon,
@@ -194,13 +197,13 @@ impl<M: Membership> Service<M> {
             expires: self.expires.subscribe(),
             stalled: self.shared.options.limits.stalled,
             state: State::new(protocol, beat),
-        };
+        });
         let (phase, peer, machine) = (self.phase.clone(), self.peer.address, member.machine);
         self.shared.tasks.spawn(async move {
-            pump.run(peer, &machine).await;
+            pump.run(peer, machine).await;
             phase.send_replace(Phase::Over);
         });
-        Ok(ReceiverStream::new(outbound))
+        Ok(ReceiverStream::new(outbound).map(|message| *message))
     }
 
     /// The agent's first message, with the protocol numbers it speaks.

@@ -2,7 +2,7 @@
 //! has something to say.
 
 use super::Membership;
-use super::service::LivePlace;
+use super::service::{LivePlace, Sent};
 use crate::pending::{Assembler, Parts, Pending, Update};
 use crate::wire::generated as pb;
 use crate::wire::{Down, MAX_UNITS, PART_DOWN, Up, WireError, instruction_size};
@@ -58,7 +58,7 @@ enum End {
 
 pub(super) struct Pump<M> {
     pub(super) inbound: Streaming<pb::FromAgent>,
-    pub(super) out: mpsc::Sender<Result<pb::ToAgent, Status>>,
+    pub(super) out: mpsc::Sender<Sent>,
     pub(super) from_daemon: mpsc::Receiver<ToAgent>,
     pub(super) to_daemon: mpsc::Sender<FromAgent>,
     pub(super) cancel: CancellationToken,
@@ -101,10 +101,12 @@ enum Event {
 }
 
 impl<M: Membership> Pump<M> {
-    pub(super) async fn run(self, peer: SocketAddr, machine: &MachineId) {
+    /// Until it ends. Boxed, or a session's task would hold each of its parts twice.
+    pub(super) async fn run(mut self: Box<Self>, peer: SocketAddr, machine: MachineId) {
         let out = self.out.clone();
         let shared = self.place.shared.clone();
         let end = self.pass().await;
+        drop(self);
         let (status, text) = match end {
             End::Dropped => {
                 (Status::aborted("the server has ended the session"), "the server ended it".to_owned())
@@ -132,23 +134,13 @@ impl<M: Membership> Pump<M> {
         };
         info!(machine = %machine, peer = %peer, "session of machine {machine} from {peer} ended: {text}");
         // If there is no room, the connection is in no state to carry last words.
-        if out.try_send(Err(status)).is_err() {
+        if out.try_send(Box::new(Err(status))).is_err() {
             debug!("no last words to {peer}");
         }
     }
 
-    async fn pass(self) -> End {
-        let Pump {
-            mut inbound,
-            out,
-            mut from_daemon,
-            to_daemon,
-            cancel,
-            mut place,
-            mut expires,
-            stalled,
-            mut state,
-        } = self;
+    async fn pass(&mut self) -> End {
+        let Pump { inbound, out, from_daemon, to_daemon, cancel, place, expires, stalled, state } = self;
         let Some(mut events) = state.events_out.take() else { return End::Dropped };
         let mut stuck: Option<Instant> = None;
         loop {
@@ -156,7 +148,7 @@ impl<M: Membership> Pump<M> {
             if !sending {
                 stuck = None;
             }
-            let limit = *stuck.get_or_insert_with(|| Instant::now() + stalled);
+            let limit = *stuck.get_or_insert_with(|| Instant::now() + *stalled);
             let expires_at = *expires.borrow_and_update();
             tokio::select! {
                 () = cancel.cancelled() => return End::Stopping,
@@ -188,7 +180,7 @@ impl<M: Membership> Pump<M> {
                 permit = out.reserve(), if sending => {
                     let Ok(permit) = permit else { return End::Left };
                     if let Some(message) = state.next_output() {
-                        permit.send(Ok(message.encode()));
+                        permit.send(Box::new(Ok(message.encode())));
                     }
                     stuck = None;
                 },
