@@ -38,6 +38,7 @@ use crate::wire::generated::{link_server::LinkServer, peers_server::PeersServer}
 use crate::wire::{MAX_DOWN, MAX_UP};
 use crate::{KeepAlive, ServerEnd, tls};
 use fleet_cluster::model::MachineId;
+use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use refusals::RefusalLog;
@@ -425,16 +426,10 @@ impl<M: Membership> Shared<M> {
         let service = LinkServer::new(Service { shared: self.clone(), peer, phase, expires })
             .max_decoding_message_size(MAX_UP)
             .max_encoding_message_size(MAX_DOWN);
-        let keep_alive = self.options.keep_alive;
-        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(keep_alive.after)
-            .keep_alive_timeout(keep_alive.deadline)
-            .max_concurrent_streams(4)
+        let connection = self
+            .http2()
             .initial_stream_window_size(128 << 10)
             .initial_connection_window_size(256 << 10)
-            .max_header_list_size(16 << 10)
-            .max_send_buf_size(64 << 10)
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
         let mut connection = std::pin::pin!(connection);
 
@@ -468,6 +463,20 @@ impl<M: Membership> Shared<M> {
         }
     }
 
+    /// HTTP/2 as all who are no guests speak it here: few streams at once, and found out when it is cut.
+    fn http2(&self) -> http2::Builder<TokioExecutor> {
+        let keep_alive = self.options.keep_alive;
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(keep_alive.after)
+            .keep_alive_timeout(keep_alive.deadline)
+            .max_concurrent_streams(4)
+            .max_header_list_size(16 << 10)
+            .max_send_buf_size(64 << 10);
+        builder
+    }
+
     /// A connection of another server.
     async fn peer(&self, stream: GuestStream, address: SocketAddr, asking: MachineId) {
         let Some(peers) = self.options.peers.clone() else {
@@ -479,15 +488,8 @@ impl<M: Membership> Shared<M> {
         let service = PeersServer::new(peers::Service { peers, asking, cancel: self.cancel.clone() })
             .max_decoding_message_size(MAX_UP)
             .max_encoding_message_size(MAX_DOWN);
-        let keep_alive = self.options.keep_alive;
-        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(keep_alive.after)
-            .keep_alive_timeout(keep_alive.deadline)
-            .max_concurrent_streams(4)
-            .max_header_list_size(16 << 10)
-            .max_send_buf_size(64 << 10)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        let connection =
+            self.http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => return self.ended(address, ended),
