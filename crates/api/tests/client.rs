@@ -110,6 +110,26 @@ async fn pages_are_followed_on_one_connection() {
 }
 
 #[tokio::test]
+async fn a_unit_is_missing_only_if_no_server_has_it() {
+    let (address, log, _) = server(|request| match request {
+        "GET /fleet/v1/servers" => {
+            json("200 OK", r#"{"servers":[{"revision":7},{"revision":9},{"problem":"?"}]}"#)
+        }
+        "GET /fleet/v1/servers from revision 9" => json("200 OK", r#"{"servers":[{"revision":9}]}"#),
+        "GET /fleet/v1/units/late.service from revision 9" => json("200 OK", r#"{"name":"late.service"}"#),
+        _ => json("404 Not Found", r#"{"error":{"code":404,"message":"unit does not exist"}}"#),
+    })
+    .await;
+    let client = client(&address);
+    let found = client.find_units(&["late.service".to_owned()]).await.unwrap();
+    assert_eq!(found.len(), 1);
+    // When nobody knows more it is not asked for again.
+    let before = requests(&log).len();
+    assert_eq!(client.find_units(&["none.service".to_owned()]).await.unwrap(), []);
+    assert_eq!(requests(&log).len(), before + 2);
+}
+
+#[tokio::test]
 async fn pages_that_turn_in_a_circle_are_an_error() {
     let (address, ..) =
         server(|_| json("200 OK", r#"{"nextPageToken":"t","units":[{"name":"a.service"}]}"#)).await;

@@ -308,15 +308,31 @@ impl Client {
 
     /// Those of the units that exist, in the order of the names. Asks for each by itself, since a
     /// cluster has many more units than a command names; but as the original read the whole list
-    /// for this, errors name the list.
+    /// for this, errors name the list. A unit is missing only if the server that knows most of the registry does not have it.
     pub async fn find_units(&self, names: &[String]) -> Result<Vec<Unit>, Error> {
-        let found: Result<Vec<Option<Unit>>, Error> =
+        let mut found = self.look_for(names).await?;
+        if found.iter().any(Option::is_none) && self.hear_of_newer().await {
+            found = self.look_for(names).await?;
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    async fn look_for(&self, names: &[String]) -> Result<Vec<Option<Unit>>, Error> {
+        let found: Result<_, Error> =
             futures::iter(names.iter().map(|name| self.unit(name))).buffered(AT_ONCE).try_collect().await;
-        let found = found.map_err(|error| match error {
+        found.map_err(|error| match error {
             Error::NoAnswer { reason, .. } => self.target(&Call::get("units")).no_answer(reason),
             other => other,
-        })?;
-        Ok(found.into_iter().flatten().collect())
+        })
+    }
+
+    /// Whether a server has come further than what was known so far, which is asked for from now on. One that can't tell has not.
+    async fn hear_of_newer(&self) -> bool {
+        let before = self.known.load(Ordering::Relaxed);
+        let Ok(list) = self.servers().await else { return false };
+        let newest = list.servers.iter().filter_map(|server| server.revision).max().unwrap_or(0);
+        self.known.fetch_max(newest, Ordering::Relaxed);
+        newest > before
     }
 
     /// Creates the unit, replaces it when the options differ, or sets its desired state. Whether it
