@@ -7,7 +7,7 @@ use fleet_testbed::{Cluster, Etcd, EtcdOptions, Host, Options, bin_dir};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener};
 use std::time::Duration;
 
 /// What `fleetctl servers` says.
@@ -197,6 +197,10 @@ fn old_etcd(address: &str) -> Result<String> {
             let _ = stream.read(&mut start);
             let _ =
                 stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            // Closed with something unread it would be reset, and the answer may be lost.
+            let _ = stream.shutdown(Shutdown::Write);
+            let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+            let _ = stream.read_to_end(&mut Vec::new());
         }
     });
     Ok(endpoint)
