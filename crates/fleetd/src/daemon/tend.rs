@@ -1,13 +1,17 @@
 //! `fleetd registry`: what is done with a registry while its server is stopped.
 
 use super::{etcd, moved};
-use crate::config::{Config, RegistryCommand};
+use crate::config::{Config, EtcdConfig, RegistryCommand};
 use crate::identity::write_file;
 use crate::server::transfer::{self, Archive, MAX_FILE};
 use anyhow::{Context, Result, bail};
 use fleet_registry::{EmbeddedStore, Store, embedded};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What etcd is given for an answer at the least. A server that is impatient asks again; here it would be the end of the command.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The name for standard input and output.
 const STANDARD: &str = "-";
@@ -49,10 +53,12 @@ fn with_registry(config: &Config, work: Work<'_>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         if !config.embedded_registry() {
+            let request_timeout = config.etcd.request_timeout.max(PATIENCE);
+            let patient = EtcdConfig { request_timeout, ..config.etcd.clone() };
             let store = match &work {
-                Work::Export(_) => etcd::open(&config.etcd, &config.state_directory)?,
+                Work::Export(_) => etcd::open(&patient, &config.state_directory)?,
                 // Which one was there before does not matter to what it is to become.
-                Work::Import(..) => etcd::open_as(&config.etcd, None)?,
+                Work::Import(..) => etcd::open_as(&patient, None)?,
             };
             return work.with(&store).await;
         }
