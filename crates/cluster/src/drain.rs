@@ -62,13 +62,14 @@ pub fn drain_status(view: &View, machine: &MachineId) -> DrainStatus {
         }
     }
     stuck.retain(|undrained| !moving.contains(&undrained.unit));
-    let stopping = view.reported_on(machine).filter(|name| {
+    let stopping = view.reported_on(machine).chain(view.leaving_from(machine)).filter(|name| {
         let known = view.known(name);
         let global = known.unit.is_some_and(|unit| unit.requirements.global);
         !global && !held.contains(*name) && view.live(known).any(|on| on == machine)
     });
+    let stopping: BTreeSet<_> = stopping.cloned().collect();
     DrainStatus {
-        stopping: stopping.cloned().collect(),
+        stopping: stopping.into_iter().collect(),
         to_move: moving.into_iter().collect(),
         undrained: stuck,
     }

@@ -6,7 +6,9 @@
 //! - placed when it is to be loaded or launched and a machine fits (see [`crate::placement`]); it is not moved again
 //!   merely because of load;
 //! - moved when its place no longer fits, or its machine is gone and another one fits. While its machine still reports
-//!   it running it is only taken off; it is placed again when that report is gone;
+//!   it running it is only taken off; it is placed again when that report is gone. One with OnIsolation=stop is only taken off
+//!   in any case: that its machine reports nothing of it does not say that it does not run, or is not started, there. It is
+//!   placed again when the machine has said, knowing that, that nothing of it runs ([`Change::Leaving`]);
 //! - taken off when it is not to be loaded any more, and when its place, though there, no longer fits and no other does.
 //!
 //! A unit whose machine is gone and that fits nowhere else stays on the schedule there: taking it off would gain
@@ -91,7 +93,7 @@ pub enum Delay {
 }
 
 /// A decision of the engine. It is committed only if the unit's and the schedule's records still have
-/// the revisions it was made from, and the machine in `absent` has no presence.
+/// the revisions it was made from, and the machine in `absent` has no presence; and with it what it says of the unit's leaving.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// The unit.
@@ -107,6 +109,20 @@ pub struct Decision {
     /// The machine it was on and that was not there when this was decided. That it came back meanwhile does not
     /// change the other two records, and yet it may be starting the unit at this moment.
     pub absent: Option<MachineId>,
+    /// What becomes of the record of the machine that may still run it.
+    pub leaving: Leaving,
+}
+
+/// What a decision does to the record of the machine that may still run a unit ([`Change::Leaving`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Leaving {
+    /// Nothing: there is none.
+    #[default]
+    None,
+    /// It is written: this machine has to say when nothing of the unit runs there.
+    From(MachineId),
+    /// It is deleted: the unit is placed there again, or that machine was lost, and has certainly stopped it.
+    Over,
 }
 
 /// The engine: remembers what may have to be decided.
@@ -343,7 +359,8 @@ impl Engine {
             }
         }
         for id in machines {
-            self.marked.extend(view.scheduled_on(&id).chain(view.reported_on(&id)).cloned());
+            let held = view.scheduled_on(&id).chain(view.leaving_from(&id)).chain(view.reported_on(&id));
+            self.marked.extend(held.cloned());
             self.room.insert(id);
         }
         for (id, names) in wanted {
@@ -402,7 +419,7 @@ impl Engine {
     fn follow_drains(&mut self, view: &View) {
         if std::mem::take(&mut self.first) {
             for (id, _) in view.machines().filter(|(_, machine)| machine.draining) {
-                let running = view.reported_on(id).filter(|name| {
+                let running = view.reported_on(id).chain(view.leaving_from(id)).filter(|name| {
                     let known = view.known(name);
                     placeable(name, known).is_some()
                         && known.place.is_none_or(|(at, _)| at != id)
@@ -471,6 +488,8 @@ impl Engine {
         let Some(unit) = placeable(&name, known) else {
             if known.place.is_some() {
                 self.settle(batch, name, known, None, why_off(known).to_owned());
+            } else if let Some(from) = known.leaving.filter(|from| batch.view.machine(from).is_none()) {
+                self.give_up_leaving(batch, name, known, from);
             }
             return;
         };
@@ -482,7 +501,8 @@ impl Engine {
                 Err(misfit) => format!("it can't stay on {at}: {misfit}"),
             },
         };
-        let gone = known.place.map(|(at, _)| at).filter(|at| batch.view.machine(at).is_none());
+        let held = known.place.map(|(at, _)| at);
+        let gone = held.or(known.leaving).filter(|at| batch.view.machine(at).is_none());
         let lost = gone.filter(|at| !batch.view.has_left(at));
         if lost.is_some() && self.now < self.grace_until {
             self.deferred.insert(name);
@@ -498,7 +518,7 @@ impl Engine {
             return;
         }
         let live: Vec<_> = batch.view.live(known).collect();
-        let to = batch.plan.find(&name, unit, &live);
+        let mut to = batch.plan.find(&name, unit, &live);
         if to.is_none() {
             self.waiting.insert(name.clone());
         }
@@ -506,6 +526,10 @@ impl Engine {
             self.on_the_way.entry(at.clone()).or_default().insert(name.clone());
         } else if to.is_none() && known.place.is_none() && live.is_empty() {
             self.give_up_way(batch, &name);
+        }
+        if gone.is_none() && known.place.is_some() && must_not_run_twice(known) {
+            // First its machine has to say that it does not run.
+            to = None;
         }
         if to.is_some() || (known.place.is_some() && gone.is_none()) {
             if paced {
@@ -521,11 +545,32 @@ impl Engine {
             return None;
         }
         let since = match (known.place, lost) {
-            (None, _) => self.losses.latest(),
-            (Some(_), Some(at)) => self.losses.lost_at(at, self.now),
+            (_, Some(at)) => self.losses.lost_at(at, self.now),
+            (None, None) => self.losses.latest(),
             (Some(_), None) => return None,
         };
         Some(since.saturating_add(self.policy.margin))
+    }
+
+    /// Of a unit that is not to be on any machine: a machine that may still run it is lost. When it has certainly stopped it, it
+    /// need not say so any more.
+    fn give_up_leaving(&mut self, batch: &mut Batch<'_>, name: UnitName, known: Known<'_>, from: &MachineId) {
+        let known_from = self.losses.lost_at(from, self.now).max(self.grace_until);
+        let until = known_from.saturating_add(self.policy.margin);
+        if until > self.now && !batch.view.has_left(from) {
+            self.isolated.insert(name, until);
+            return;
+        }
+        batch.plan.relocate(&name, known, None);
+        batch.decisions.push(Decision {
+            unit_revision: known.unit.map_or(0, |unit| unit.revision),
+            schedule_revision: 0,
+            absent: Some(from.clone()),
+            leaving: Leaving::Over,
+            unit: name,
+            machine: None,
+            reason: format!("{from}, which may have run it still, is gone"),
+        });
     }
 
     /// Takes a unit off a machine being drained, if it is its turn and it has somewhere to go.
@@ -544,7 +589,7 @@ impl Engine {
             self.waiting.insert(name);
             return;
         };
-        let runs = batch.view.live(known).next().is_some();
+        let runs = must_not_run_twice(known) || batch.view.live(known).next().is_some();
         if runs {
             self.waiting.insert(name.clone());
         }
@@ -592,13 +637,20 @@ impl Engine {
                 self.push(view, other.clone());
             }
         }
+        let from = known.place.map(|(from, _)| from);
+        let leaving = match from.filter(|_| to.is_none()) {
+            Some(from) if must_not_run_twice(known) => Leaving::From(from.clone()),
+            _ if to.is_some() && known.leaving.is_some() => Leaving::Over,
+            _ => Leaving::None,
+        };
         batch.decisions.push(Decision {
             unit_revision: known.unit.map_or(0, |unit| unit.revision),
             schedule_revision: known.place.map_or(0, |(_, revision)| revision),
-            absent: known
-                .place
-                .map(|(from, _)| from.clone())
-                .filter(|from| to.is_some() && view.machine(from).is_none()),
+            absent: from
+                .or(known.leaving)
+                .filter(|from| to.is_some() && view.machine(from).is_none())
+                .cloned(),
+            leaving,
             unit: name,
             machine: to,
             reason,
@@ -615,6 +667,11 @@ fn placeable<'v>(name: &UnitName, known: Known<'v>) -> Option<&'v Unit> {
     known.unit.filter(|unit| is_placeable(name, unit))
 }
 
+/// Whether a unit has OnIsolation=stop. Who destroys one says himself which machine it leaves.
+fn must_not_run_twice(known: Known<'_>) -> bool {
+    known.unit.is_some_and(|unit| unit.requirements.on_isolation == OnIsolation::Stop)
+}
+
 /// Why a unit is taken off though nothing is wrong with its place.
 fn why_off(known: Known<'_>) -> &'static str {
     match known.unit {
@@ -625,6 +682,8 @@ fn why_off(known: Known<'_>) -> &'static str {
     }
 }
 
+#[cfg(test)]
+mod leaving_tests;
 #[cfg(test)]
 mod loss_tests;
 #[cfg(test)]

@@ -34,6 +34,9 @@
 //! there again has been told first what was moved elsewhere meanwhile. And the engine's decision to do so is committed only if the
 //! machine has no presence then ([`crate::engine::Decision::absent`]): of the two, presence and decision, one comes first.
 //!
+//! A machine that is there is asked ([`crate::model::Change::Leaving`]): a unit that was taken off it is placed elsewhere when its agent has
+//! answered that nothing of it runs, which it does once it knows that the unit was taken off.
+//!
 //! **What the engine does.** A unit whose machine vanished is placed elsewhere at once with OnIsolation=keep, and
 //! after [`margin`] with OnIsolation=stop. Where the engine does not know since when a machine is gone, as after its own start or an outage of
 //! the store, it counts from the end of its grace, which is a TTL at least.

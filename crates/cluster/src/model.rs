@@ -175,6 +175,9 @@ pub enum Change {
     Unit(UnitName, Option<Unit>),
     /// A unit was placed on a machine, or taken off it; with the revision of that.
     Schedule(UnitName, Option<(MachineId, Revision)>),
+    /// A unit with OnIsolation=stop was taken off a machine, which has not said yet that nothing of it runs, with the revision of
+    /// that; or it has.
+    Leaving(UnitName, Option<(MachineId, Revision)>),
     /// A machine came, changed, or is gone: its presence ran out.
     Machine(MachineId, Option<Machine>),
     /// A machine gave up its presence on purpose: nobody has to wait for it. How that is told from a presence that ran

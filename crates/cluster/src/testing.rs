@@ -1,6 +1,6 @@
 //! A whole cluster in a test: what users, machines and agents do, and random sequences of it.
 use crate::{
-    engine::{Decision, Engine, Policy},
+    engine::{Decision, Engine, Leaving, Policy},
     model::*,
     site::Places,
     view::{Effects, View},
@@ -115,6 +115,7 @@ impl Cluster {
     /// A machine holds and reports exactly what is wanted of it.
     pub(crate) fn obey(&mut self, id: &MachineId) {
         let held = self.view.all_wanted(id);
+        self.release(id);
         let reports = held.keys().map(|unit| (unit.clone(), self.report_of(unit, "active"))).collect();
         self.apply(Change::States(id.clone(), reports));
     }
@@ -127,6 +128,23 @@ impl Cluster {
             assert_eq!((unit, place), (decision.unit_revision, decision.schedule_revision), "{decision:?}");
             let place = decision.machine.clone().map(|machine| (machine, self.revision));
             self.apply(Change::Schedule(decision.unit.clone(), place));
+            match &decision.leaving {
+                Leaving::None => {}
+                Leaving::From(id) => {
+                    let leaving = Some((id.clone(), self.revision));
+                    self.apply(Change::Leaving(decision.unit.clone(), leaving));
+                }
+                Leaving::Over => drop(self.apply(Change::Leaving(decision.unit.clone(), None))),
+            }
+        }
+    }
+    /// A machine that is there says of all that was taken off it that nothing runs.
+    pub(crate) fn release(&mut self, id: &MachineId) {
+        if self.view.machine(id).is_some() {
+            let names: Vec<_> = self.view.leaving_from(id).cloned().collect();
+            for name in names {
+                self.apply(Change::Leaving(name, None));
+            }
         }
     }
     /// Lets the engine decide until there is nothing left; with `limit` units at a time.
@@ -296,6 +314,14 @@ impl Cluster {
         self.changes(event).into_iter().map(|change| self.apply(change)).collect()
     }
 
+    /// A machine that is there says of what was taken off it that nothing runs, but of these.
+    fn releases(&self, first: u8, lingering: &[UnitName]) -> Vec<Change> {
+        let id = id(first);
+        let there = self.view.machine(&id).is_some();
+        let names = self.view.leaving_from(&id).filter(|name| there && !lingering.contains(name));
+        names.map(|name| Change::Leaving(name.clone(), None)).collect()
+    }
+
     /// The changes an event makes.
     pub(crate) fn changes(&mut self, event: &Event) -> Vec<Change> {
         self.revision += 1;
@@ -328,9 +354,16 @@ impl Cluster {
                 }
                 changes
             }
-            Event::Obey { machine } => vec![self.states(*machine, &[], "")],
+            Event::Obey { machine } => {
+                let mut changes = self.releases(*machine, &[]);
+                changes.push(self.states(*machine, &[], ""));
+                changes
+            }
             Event::Linger { machine, units, live } => {
-                vec![self.states(*machine, units, if *live { "deactivating" } else { "failed" })]
+                let lingering: Vec<_> = units.iter().filter(|_| *live).map(named).collect();
+                let mut changes = self.releases(*machine, &lingering);
+                changes.push(self.states(*machine, units, if *live { "deactivating" } else { "failed" }));
+                changes
             }
             Event::Place { unit, machine } => {
                 vec![Change::Schedule(named(unit), machine.map(|machine| (id(machine), self.revision)))]

@@ -38,12 +38,14 @@ pub struct View {
 struct Entry {
     unit: Option<Unit>,
     place: Option<(MachineId, Revision)>,
+    /// The machine it was taken off and that has not said yet that nothing of it runs.
+    leaving: Option<(MachineId, Revision)>,
     reports: BTreeMap<MachineId, UnitReport>,
 }
 
 impl Entry {
     fn is_empty(&self) -> bool {
-        self.unit.is_none() && self.place.is_none() && self.reports.is_empty()
+        self.unit.is_none() && self.place.is_none() && self.leaving.is_none() && self.reports.is_empty()
     }
 }
 
@@ -54,12 +56,17 @@ struct Host {
     site: Site,
     /// Everything scheduled here, meant to be on a machine or not.
     scheduled: BTreeSet<UnitName>,
+    /// Units that were taken off here and of which it has not said yet that nothing runs.
+    leaving: BTreeSet<UnitName>,
     reported: BTreeSet<UnitName>,
 }
 
 impl Host {
     fn is_empty(&self) -> bool {
-        self.machine.is_none() && self.scheduled.is_empty() && self.reported.is_empty()
+        self.machine.is_none()
+            && self.scheduled.is_empty()
+            && self.leaving.is_empty()
+            && self.reported.is_empty()
     }
 }
 
@@ -106,6 +113,8 @@ fn is_active_global(name: &UnitName, unit: &Unit) -> bool {
 pub(crate) struct Known<'v> {
     pub(crate) unit: Option<&'v Unit>,
     pub(crate) place: Option<(&'v MachineId, Revision)>,
+    /// The machine that may still run it though it was taken off there.
+    pub(crate) leaving: Option<&'v MachineId>,
     reports: Option<&'v BTreeMap<MachineId, UnitReport>>,
 }
 
@@ -116,6 +125,7 @@ impl View {
         match change {
             Change::Unit(name, unit) => self.apply_unit(name, unit, &mut effects),
             Change::Schedule(name, place) => self.apply_schedule(name, place, &mut effects),
+            Change::Leaving(name, from) => self.apply_leaving(name, from, &mut effects),
             Change::Machine(id, machine) => self.apply_machine(id, machine, &mut effects),
             Change::Farewell(id) => {
                 if self.left.insert(id.clone()) {
@@ -196,6 +206,27 @@ impl View {
                 effects.want(id, &name);
                 self.site_changed(id, picky, effects);
             }
+        }
+    }
+
+    fn apply_leaving(&mut self, name: UnitName, new: Option<(MachineId, Revision)>, effects: &mut Effects) {
+        let entry = self.entries.entry(name.clone()).or_default();
+        if entry.leaving == new {
+            return self.drop_empty_entry(&name);
+        }
+        effects.units.insert(name.clone());
+        let old = std::mem::replace(&mut entry.leaving, new.clone());
+        self.drop_empty_entry(&name);
+        if let Some((id, _)) = &old {
+            effects.want(id, &name);
+            if let Some(host) = self.hosts.get_mut(id) {
+                host.leaving.remove(&name);
+            }
+            self.drop_empty_host(id);
+        }
+        if let Some((id, _)) = new {
+            effects.want(&id, &name);
+            self.hosts.entry(id).or_default().leaving.insert(name);
         }
     }
 
@@ -356,15 +387,17 @@ impl View {
         Known {
             unit: entry.unit.as_ref(),
             place: entry.place.as_ref().map(|(machine, revision)| (machine, *revision)),
+            leaving: entry.leaving.as_ref().map(|(machine, _)| machine),
             reports: Some(&entry.reports),
         }
     }
-    /// The machines that are there and report that something of a unit still runs, by ID.
+    /// The machines that are there and report that something of a unit still runs, by ID; and the one that has not said yet
+    /// that nothing of it does.
     pub(crate) fn live<'v>(&'v self, known: Known<'v>) -> impl Iterator<Item = &'v MachineId> {
         let reports = known.reports.into_iter().flatten();
-        reports
-            .filter(|(id, report)| report.systemd.is_live() && self.machine(id).is_some())
-            .map(|(id, _)| id)
+        let reporting = reports.filter(|(_, report)| report.systemd.is_live()).map(|(id, _)| id);
+        let reporting = reporting.filter(move |id| known.leaving != Some(*id));
+        reporting.chain(known.leaving).filter(|id| self.machine(id).is_some())
     }
     /// All names there are, of units, in the schedule and in reports.
     pub(crate) fn names(&self) -> impl Iterator<Item = &UnitName> {
@@ -397,6 +430,19 @@ impl View {
     /// What is scheduled on a machine, by name; the machine may be gone.
     pub fn scheduled_on(&self, id: &MachineId) -> impl Iterator<Item = &UnitName> {
         self.hosts.get(id).into_iter().flat_map(|host| &host.scheduled)
+    }
+    /// The machine that may still run a unit that was taken off there, with the revision at which it was asked to say when
+    /// nothing of it runs. Only of units with OnIsolation=stop this is asked.
+    pub fn leaving(&self, name: &UnitName) -> Option<(&MachineId, Revision)> {
+        self.entries.get(name)?.leaving.as_ref().map(|(machine, revision)| (machine, *revision))
+    }
+    /// The units a machine, which may be gone, may still run though they were taken off there, by name.
+    pub fn leaving_from(&self, id: &MachineId) -> impl Iterator<Item = &UnitName> {
+        self.hosts.get(id).into_iter().flat_map(|host| &host.leaving)
+    }
+    /// All machines that may still run a unit that was taken off there.
+    pub fn all_leaving(&self) -> impl Iterator<Item = (&UnitName, &MachineId)> {
+        self.entries.iter().filter_map(|(name, entry)| Some((name, &entry.leaving.as_ref()?.0)))
     }
     /// The units a machine reports, by name.
     pub fn reported_on(&self, id: &MachineId) -> impl Iterator<Item = &UnitName> {

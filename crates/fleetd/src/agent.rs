@@ -95,6 +95,8 @@ pub struct Agent<S> {
     wanted: Option<BTreeMap<UnitName, Wanted>>,
     /// Units of which the server can't tell what is wanted: their states are reported, and nothing is done with them.
     left: BTreeSet<UnitName>,
+    /// Units of which the server has to know when nothing runs any more, with the number to answer with.
+    releasing: BTreeMap<UnitName, Revision>,
     slots: BTreeMap<UnitName, Slot>,
     /// Units that may need a step.
     dirty: BTreeSet<UnitName>,
@@ -158,6 +160,7 @@ impl<S: Systemd> Agent<S> {
             systemd,
             wanted: None,
             left: BTreeSet::new(),
+            releasing: BTreeMap::new(),
             slots,
             dirty: names.iter().cloned().collect(),
             touched: BTreeSet::new(),
@@ -200,6 +203,7 @@ impl<S: Systemd> Agent<S> {
             self.pulse.set(Some(Instant::now()));
             self.settle().await;
             self.report(&session).await;
+            self.tell_released(&session).await;
             self.pulse.set(None);
             let idle = session.is_none();
             let message = async {
@@ -342,6 +346,7 @@ impl<S: Systemd> Agent<S> {
     fn note(&mut self, name: UnitName, instruction: Option<Instruction>) {
         let wanted = self.wanted.get_or_insert_default();
         self.left.remove(&name);
+        self.releasing.remove(&name);
         match instruction {
             Some(Instruction::Hold(unit)) => {
                 wanted.insert(name.clone(), unit);
@@ -350,6 +355,10 @@ impl<S: Systemd> Agent<S> {
                 warn!(UNIT = %name, "the server can't tell what is wanted of {name}; left as it is");
                 wanted.remove(&name);
                 self.left.insert(name.clone());
+            }
+            Some(Instruction::Release(number)) => {
+                wanted.remove(&name);
+                self.releasing.insert(name.clone(), number);
             }
             None => {
                 wanted.remove(&name);
@@ -365,6 +374,7 @@ impl<S: Systemd> Agent<S> {
                 self.dirty.extend(instructions.keys().cloned());
                 self.wanted = Some(BTreeMap::new());
                 self.left.clear();
+                self.releasing.clear();
                 for (name, instruction) in instructions {
                     self.note(name, Some(instruction));
                 }

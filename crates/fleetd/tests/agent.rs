@@ -229,6 +229,36 @@ async fn what_the_server_cannot_tell_is_left_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn that_a_unit_has_stopped_is_said_when_it_has() {
+    let a = name("a.service");
+    let systemd = MemorySystemd::default();
+    systemd.behave(&a, Behaviour::Works, Behaviour::Hangs);
+    let mut rig = Rig::new(systemd).await;
+    rig.snapshot(&[("a.service", wanted(SLEEP, DesiredState::Launched))]).await;
+    rig.until_active("a.service", "active").await;
+    // Of what never was here it is said at once.
+    let release = |number| Some(Instruction::Release(number));
+    rig.send(ToAgent::Changes([(a.clone(), release(7)), (name("b.service"), release(3))].into())).await;
+    rig.until_active("a.service", "deactivating").await;
+    rig.until_released(&[("b.service", 3)]).await;
+    // It was to be held again, and is not again.
+    rig.change("a.service", Some(wanted(SLEEP, DesiredState::Launched))).await;
+    rig.send(ToAgent::Changes([(a.clone(), release(9))].into())).await;
+    rig.quiet().await;
+    assert_eq!(rig.released.get(&a), None, "it is still stopping");
+    rig.systemd.behave(&a, Behaviour::Works, Behaviour::Works);
+    rig.until_released(&[("a.service", 9), ("b.service", 3)]).await;
+    assert_eq!(rig.systemd.active(&a), "inactive");
+    // Who comes after it asks again.
+    rig.server = None;
+    rig.connect().await;
+    rig.released.clear();
+    rig.send(ToAgent::Snapshot([(a.clone(), Instruction::Release(9))].into())).await;
+    rig.until_released(&[("a.service", 9)]).await;
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_start_that_fleetd_did_not_see_the_end_of_is_remembered() {
     let (slow, timer) = (name("slow.service"), name("timer.service"));
     let systemd = MemorySystemd::default();

@@ -75,6 +75,9 @@ pub enum Instruction {
     Hold(Wanted),
     /// The server can't tell, since it can't read the unit's records: to be left as it is.
     Leave,
+    /// Not to be held any more, and the server has to know when nothing of it runs: see [`FromAgent::Released`]. The number says which
+    /// time this is.
+    Release(Revision),
 }
 
 impl From<Wanted> for Instruction {
@@ -90,6 +93,9 @@ pub enum FromAgent {
     Snapshot(BTreeMap<UnitName, UnitReport>),
     /// What changed; `None`: nothing of the unit is left on the machine.
     Changes(BTreeMap<UnitName, Option<UnitReport>>),
+    /// Nothing of these units runs, nor will, since it was asked with this number ([`Instruction::Release`]) until something else is
+    /// said of them. A report does not say that: it may have been under way when the unit was to be started.
+    Released(BTreeMap<UnitName, Revision>),
 }
 
 /// A question to a machine. The answer is a stream; dropping its receiving end ends the work.

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `unit/NAME` | [`UnitRecord`]: text and desired state | – |
 //! | `schedule/NAME` | [`ScheduleRecord`]: the machine | – |
+//! | `leaving/NAME` | [`LeavingRecord`]: the machine that a unit with OnIsolation=stop was taken off, until it says that nothing of it runs | – |
 //! | `machine/ID` | [`MachineRecord`]: what operators say of it: edits of the metadata, cordon, drain | – |
 //! | `presence/ID` | [`PresenceRecord`]: address, metadata as configured, version | the machine's |
 //! | `states/ID` | [`StatesRecord`]: all unit reports of the machine | the machine's |
@@ -37,6 +38,8 @@ pub const FORMAT: u32 = 1;
 pub const UNITS: &str = "unit/";
 /// What keys of the schedule begin with.
 pub const SCHEDULE: &str = "schedule/";
+/// What keys of units that were taken off a machine begin with, until it says that nothing of them runs there.
+pub const LEAVING: &str = "leaving/";
 /// What keys of metadata edits begin with.
 pub const MACHINES: &str = "machine/";
 /// What keys of machines' presences begin with.
@@ -60,6 +63,15 @@ pub struct UnitRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct ScheduleRecord {
+    pub format: u32,
+    pub machine: MachineId,
+}
+
+/// Which machine may still run a unit with OnIsolation=stop that was taken off there. It is written with the change that takes the
+/// unit off, and deleted when the machine has said, knowing of that, that nothing of it runs; or when the unit is placed again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct LeavingRecord {
     pub format: u32,
     pub machine: MachineId,
 }
@@ -140,6 +152,10 @@ pub fn unit_key(name: &UnitName) -> String {
 pub fn schedule_key(name: &UnitName) -> String {
     format!("schedule/{name}")
 }
+/// The key of the machine that may still run a unit that was taken off there.
+pub fn leaving_key(name: &UnitName) -> String {
+    format!("leaving/{name}")
+}
 /// The key of a machine's metadata edits.
 pub fn machine_key(id: &MachineId) -> String {
     format!("machine/{id}")
@@ -160,6 +176,10 @@ pub fn put_unit(name: &UnitName, file: &UnitFile, desired: DesiredState) -> Op {
 /// Writes a unit's entry in the schedule.
 pub fn put_schedule(name: &UnitName, machine: &MachineId) -> Op {
     put(schedule_key(name), &ScheduleRecord { format: FORMAT, machine: machine.clone() }, None)
+}
+/// Writes which machine may still run a unit that is taken off there.
+pub fn put_leaving(name: &UnitName, machine: &MachineId) -> Op {
+    put(leaving_key(name), &LeavingRecord { format: FORMAT, machine: machine.clone() }, None)
 }
 /// Writes what a machine reports.
 pub fn put_states(id: &MachineId, reports: &BTreeMap<UnitName, UnitReport>, lease: crate::LeaseId) -> Op {
@@ -257,6 +277,12 @@ impl Reader {
                     parse::<ScheduleRecord>(value).map(|record| (record.machine, revision))
                 });
                 Change::Schedule(unit_name(id)?, place.transpose()?)
+            }
+            "leaving" => {
+                let from = put.map(|(value, revision)| {
+                    parse::<LeavingRecord>(value).map(|record| (record.machine, revision))
+                });
+                Change::Leaving(unit_name(id)?, from.transpose()?)
             }
             "states" => {
                 let reports = value.map_or(Ok(BTreeMap::new()), reports)?;

@@ -4,7 +4,7 @@ use crate::rng::Rng;
 use fleet_cluster::model::{DesiredState, MachineId};
 use fleet_registry::{Store, StoreError};
 use fleet_unit::{Hash, UnitFile, UnitName};
-use fleetd::server::{MachineMark, Server, WriteError};
+use fleetd::server::{MachineMark, MembershipError, Server, WriteError};
 use std::fmt;
 
 /// A command.
@@ -15,6 +15,8 @@ pub(crate) enum Command {
     Destroy(UnitName),
     Metadata(MachineId, String, Option<String>),
     Mark(MachineId, MachineMark),
+    /// Take a machine out of the cluster.
+    Remove(MachineId),
 }
 
 /// What a command writes of a unit: the hash of the file, unless it is to stay, and what is desired; `None`: it destroys it.
@@ -29,6 +31,7 @@ impl fmt::Display for Command {
             Command::Put(name, None, desired) => write!(f, "{name} {desired:?}"),
             Command::Destroy(name) => write!(f, "destroy {name}"),
             Command::Mark(id, mark) => write!(f, "{mark:?} {id}"),
+            Command::Remove(id) => write!(f, "remove {id}"),
             Command::Metadata(id, key, value) => write!(f, "metadata of {id}: {key} {value:?}"),
         }
     }
@@ -59,6 +62,7 @@ impl Command {
             5..=7 => Command::Put(name, None, *rng.pick(&STATES)),
             8 => Command::Put(name, None, DesiredState::Launched),
             9 => Command::Destroy(name),
+            10 if rng.chance(0.08) => Command::Remove(rng.pick(machines).clone()),
             10 if rng.chance(0.5) => {
                 let marks = [
                     MachineMark::Cordon,
@@ -82,7 +86,7 @@ impl Command {
         match self {
             Command::Put(_, file, desired) => Some(Command::Put(name.clone(), file, desired)),
             Command::Destroy(_) => Some(Command::Destroy(name.clone())),
-            Command::Metadata(..) | Command::Mark(..) => None,
+            Command::Metadata(..) | Command::Mark(..) | Command::Remove(_) => None,
         }
     }
 
@@ -93,7 +97,7 @@ impl Command {
                 Some((name, Some((file.as_ref().map(UnitFile::hash), *desired))))
             }
             Command::Destroy(name) => Some((name, None)),
-            Command::Metadata(..) | Command::Mark(..) => None,
+            Command::Metadata(..) | Command::Mark(..) | Command::Remove(_) => None,
         }
     }
 
@@ -103,6 +107,7 @@ impl Command {
             Command::Put(name, file, desired) => server.put_unit(&name, file, Some(desired)).await.map(drop),
             Command::Destroy(name) => server.delete_unit(&name).await,
             Command::Mark(id, mark) => server.mark_machine(&id, mark).await,
+            Command::Remove(id) => return removed(server.remove_machine(&id).await),
             Command::Metadata(id, key, value) => server.edit_metadata(&[(id, key, value)]).await,
         };
         match done {
@@ -112,6 +117,14 @@ impl Command {
             )) => Ended::Unknown,
             Err(error) => Ended::Refused(error.to_string()),
         }
+    }
+}
+
+fn removed(done: Result<(), MembershipError>) -> Ended {
+    match done {
+        Ok(()) => Ended::Acknowledged,
+        Err(MembershipError::Store(_)) => Ended::Unknown,
+        Err(error) => Ended::Refused(error.to_string()),
     }
 }
 

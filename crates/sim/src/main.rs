@@ -47,6 +47,9 @@ struct Args {
     /// How many seeds to run side by side
     #[arg(long, default_value_t = 2)]
     jobs: usize,
+    /// Print a hash of all that happened in each seed, to compare two builds by
+    #[arg(long)]
+    hashes: bool,
     /// Do not look for a shorter way to what was violated
     #[arg(long)]
     as_is: bool,
@@ -101,7 +104,11 @@ fn simulate(args: &Args) -> std::io::Result<bool> {
             if number >= seeds || until.is_some_and(|until| Instant::now() >= until) {
                 return Ok(());
             }
-            add(&sum, fleet_sim::run(from.wrapping_add(number), &options)?);
+            let outcome = fleet_sim::run(from.wrapping_add(number), &options)?;
+            if args.hashes {
+                println!("seed {}: {:016x}", outcome.seed, outcome.trace);
+            }
+            add(&sum, outcome);
         }
     };
     std::thread::scope(|scope| {

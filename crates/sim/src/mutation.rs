@@ -47,11 +47,13 @@ pub enum Mutation {
     UnreadableIsGone,
     /// Who changes a record leaves out the fields that it does not know.
     UnknownFieldsLost,
+    /// A machine says that nothing of a unit runs any more as soon as it is asked.
+    EarlyRelease,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 19] = [
+    pub const ALL: [Mutation; 20] = [
         Mutation::NoUnitGuard,
         Mutation::NoFence,
         Mutation::NoTermGuard,
@@ -71,5 +73,6 @@ impl Mutation {
         Mutation::ReloadPerUnit,
         Mutation::UnreadableIsGone,
         Mutation::UnknownFieldsLost,
+        Mutation::EarlyRelease,
     ];
 }

@@ -7,10 +7,11 @@
 use crate::Mutation;
 use crate::process::Time;
 use crate::rng::Rng;
-use fleet_cluster::model::UnitReport;
+use fleet_cluster::model::{Revision, UnitReport};
 use fleet_link::{AgentEnd, Beat, FromAgent, Held, Hello, Instruction, ServerEnd, ToAgent};
 use fleet_unit::UnitName;
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -66,6 +67,11 @@ pub(crate) enum Passed {
     Reported(String),
 }
 
+/// Where an agent connects from.
+fn peer(agent: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, u8::try_from(agent).unwrap_or(u8::MAX)], 1024))
+}
+
 /// One session.
 pub(crate) struct Session {
     pub(crate) agent: usize,
@@ -116,8 +122,13 @@ impl Session {
             mutation: None,
         };
         let agent_end = AgentEnd { send: agent_send, receive: agent_receive, beats: agent_beat };
-        let server_end =
-            ServerEnd { peer: None, hello, send: server_send, receive: server_receive, beats: server_beats };
+        let server_end = ServerEnd {
+            peer: Some(peer(agent)),
+            hello,
+            send: server_send,
+            receive: server_receive,
+            beats: server_beats,
+        };
         (session, agent_end, server_end)
     }
 
@@ -307,6 +318,12 @@ impl Session {
                     {
                         *all = BTreeMap::new();
                     }
+                    if self.mutation.is_some_and(|(mutation, _)| mutation == Mutation::EarlyRelease) {
+                        let early = released(&told);
+                        if !early.is_empty() {
+                            self.up.push_back((now, Up::Report(FromAgent::Released(early))));
+                        }
+                    }
                     let text = told_text(&told);
                     match side.inbox.try_send(told) {
                         Ok(()) => passed.push(Passed::Told(text)),
@@ -332,6 +349,7 @@ fn reported(report: &FromAgent) -> String {
         format!("{:?} {} {} {problem}", report.current, report.hash.short(), report.systemd.active)
     };
     let units: Vec<_> = match report {
+        FromAgent::Released(units) => units.iter().map(|(name, number)| format!("{name} {number}")).collect(),
         FromAgent::Snapshot(all) => {
             all.iter().map(|(name, report)| format!("{name} {}", one(report))).collect()
         }
@@ -343,8 +361,27 @@ fn reported(report: &FromAgent) -> String {
             changes.iter().map(change).collect()
         }
     };
-    let kind = if matches!(report, FromAgent::Snapshot(_)) { "all" } else { "changes" };
+    let kind = match report {
+        FromAgent::Snapshot(_) => "all",
+        FromAgent::Changes(_) => "changes",
+        FromAgent::Released(_) => "released",
+    };
     format!("{kind}: {}", units.join(", "))
+}
+
+/// What an agent is asked to release.
+fn released(told: &ToAgent) -> BTreeMap<UnitName, Revision> {
+    let number = |(name, instruction): (&UnitName, &Instruction)| match instruction {
+        Instruction::Release(number) => Some((name.clone(), *number)),
+        _ => None,
+    };
+    match told {
+        ToAgent::Snapshot(all) => all.iter().filter_map(number).collect(),
+        ToAgent::Changes(changes) => {
+            changes.iter().filter_map(|(name, change)| number((name, change.as_ref()?))).collect()
+        }
+        ToAgent::Request(_) | ToAgent::Servers(_) => BTreeMap::new(),
+    }
 }
 
 fn told_text(told: &ToAgent) -> String {

@@ -8,7 +8,9 @@
 //!   else of it at some time, or the machine could not renew its presence and the unit has OnIsolation=stop. And the schedule
 //!   takes a unit from a machine that is there only if it did not fit there.
 //! - **G4**: a unit that a machine reports to run is not placed on another, and one with OnIsolation=stop never
-//!   runs twice.
+//!   runs twice; nor does a machine that is there count as having stopped one that runs there.
+//! - A machine that was removed counts as having let go of its units only when none of them that must not run twice runs there; others may
+//!   be about to stop. From its removal on nothing is wanted there.
 //! - **G5**: only the leader of the moment changes the schedule.
 //! - The view of the true state, and its indexes, are as computed from scratch.
 
@@ -38,6 +40,10 @@ const CHECK_EVERY: u64 = 8;
 
 /// The store's key of the leader, whose value names its server.
 pub(crate) const LEADER: &str = "leader";
+
+/// What keys of members, and of machines that were removed, begin with.
+pub(crate) const MEMBERS: &str = "member/";
+pub(crate) const REMOVED: &str = "removed/";
 
 /// What was wanted of a unit, in the cluster or on a machine.
 type Want = Option<(Hash, DesiredState)>;
@@ -90,13 +96,17 @@ pub(crate) struct Oracle {
     reported: BTreeMap<(UnitName, MachineId), Time>,
     /// Commands under way that give a unit a file, by their numbers. What became of some is never known.
     asked: BTreeMap<u64, (UnitName, Hash)>,
-    /// For each unit, the machines that were not there when it was placed last.
-    given_up: BTreeMap<UnitName, BTreeSet<MachineId>>,
     /// When machines came.
     came: BTreeMap<MachineId, Time>,
     runs: BTreeMap<(usize, UnitName), Run>,
     /// Files with OnIsolation=stop: what runs of one of them must not run twice.
-    stops: BTreeSet<(UnitName, Hash)>,
+    stops: BTreeMap<UnitName, BTreeSet<Hash>>,
+    /// When units were last given a file without OnIsolation=stop after one with it.
+    unbound: BTreeMap<UnitName, Time>,
+    /// Something has changed of what runs since it was looked at: until then nothing of that can have become wrong.
+    lives_changed: bool,
+    /// When a host that goes on counts again.
+    counts_at: BTreeSet<Time>,
     /// When the newest renewals that a machine was told of were sent, and when it was told.
     renewed: BTreeMap<usize, Vec<(Time, Time)>>,
     /// When a fleetd was last killed on a host: what it was about to note is lost.
@@ -105,12 +115,12 @@ pub(crate) struct Oracle {
     speakers: BTreeMap<MachineId, MachineId>,
     /// Since when machines are not there that were.
     gone: BTreeMap<MachineId, Time>,
+    /// Machines that were removed and have not let go of their units, nor joined again.
+    removed: BTreeSet<MachineId>,
     /// Units whose records this version can't read: what was known of them stays so.
     unreadable: BTreeSet<UnitName>,
     /// When there was one last.
     blind: Option<Time>,
-    /// Units that run twice while they move between machines that are there.
-    moving: BTreeSet<UnitName>,
     /// Hosts that are suspended, and when those that are not any more went on.
     asleep: BTreeSet<usize>,
     woke: BTreeMap<usize, Time>,
@@ -138,17 +148,19 @@ impl Oracle {
             taken_off: Vec::new(),
             reported: BTreeMap::new(),
             asked: BTreeMap::new(),
-            given_up: BTreeMap::new(),
             came: BTreeMap::new(),
             runs: BTreeMap::new(),
-            stops: BTreeSet::new(),
+            stops: BTreeMap::new(),
+            unbound: BTreeMap::new(),
+            lives_changed: false,
+            counts_at: BTreeSet::new(),
             renewed: BTreeMap::new(),
             killed: BTreeMap::new(),
             speakers: BTreeMap::new(),
             gone: BTreeMap::new(),
+            removed: BTreeSet::new(),
             unreadable: BTreeSet::new(),
             blind: None,
-            moving: BTreeSet::new(),
             asleep: BTreeSet::new(),
             woke: BTreeMap::new(),
             stalled: BTreeMap::new(),
@@ -215,6 +227,7 @@ impl Oracle {
                 self.leader = server;
             }
             self.follow_sessions(now, event, by);
+            self.follow_removals(now, event, by);
             if event.key.starts_with(SCHEDULE) {
                 self.check_leader(now, by, batch, event.key.as_ref());
             }
@@ -249,6 +262,29 @@ impl Oracle {
         {
             self.violate(now, "view", error);
         }
+    }
+
+    /// A machine was removed, has let go of its units, or joined again.
+    fn follow_removals(&mut self, now: Time, event: &Event, by: Option<usize>) {
+        let Some(id) = event.key.strip_prefix(REMOVED).and_then(|id| MachineId::parse(id).ok()) else {
+            return;
+        };
+        if event.entry.is_some() {
+            self.removed.insert(id.clone());
+        } else {
+            self.removed.remove(&id);
+            let host = self.ids.iter().position(|known| *known == id);
+            let mut runs = self
+                .runs
+                .iter()
+                .filter(|((on, name), run)| Some(*on) == host && run.live && self.is_stop(name, run.hash));
+            if let (Some(((_, name), _)), Some(_)) = (runs.next(), by) {
+                let what =
+                    format!("{id} was removed and counts as having stopped its units, and runs {name}");
+                self.violate(now, "removal", what);
+            }
+        }
+        self.note_wants(now, &id);
     }
 
     /// Who speaks for a machine: the states of a machine are written by the server that has its newest session.
@@ -291,6 +327,7 @@ impl Oracle {
 
     fn check_change(&mut self, now: Time, change: &Change) {
         match change {
+            Change::Leaving(name, None) => self.check_release(now, name),
             Change::Schedule(name, to) => self.check_move(now, name, to.as_ref().map(|(id, _)| id)),
             Change::Unit(name, Some(unit)) => {
                 self.check_file(now, name, unit);
@@ -327,10 +364,12 @@ impl Oracle {
 
     /// A host is suspended, or goes on.
     pub(crate) fn sleeps(&mut self, now: Time, host: usize, sleeps: bool) {
+        self.lives_changed = true;
         if sleeps {
             self.asleep.insert(host);
         } else if self.asleep.remove(&host) {
             self.woke.insert(host, now);
+            self.counts_at.insert(now + SOON);
         }
     }
 
@@ -380,9 +419,6 @@ impl Oracle {
             }
         }
         if let Some(to) = to {
-            let gone = self.ids.iter().filter(|id| *id != to && self.view.machine(id).is_none());
-            let gone = gone.cloned().collect();
-            self.given_up.insert(name.clone(), gone);
             let lives = self.reported.iter().find(|((unit, id), since)| {
                 unit == name
                     && id != to
@@ -415,11 +451,17 @@ impl Oracle {
             Change::Unit(name, _) => Some(name.clone()),
             _ => None,
         };
+        let stops = |unit: &Unit| unit.requirements.on_isolation == OnIsolation::Stop;
+        let stopped = unit.as_ref().and_then(|name| self.view.unit(name)).is_some_and(stops);
         let effects = self.view.apply(change);
         if let Some(name) = unit {
             let unit = self.view.unit(&name);
+            if stopped && unit.is_some_and(|unit| !stops(unit)) {
+                self.unbound.insert(name.clone(), now);
+            }
             if let Some(unit) = unit.filter(|unit| unit.requirements.on_isolation == OnIsolation::Stop) {
-                self.stops.insert((name.clone(), unit.file.hash()));
+                self.stops.entry(name.clone()).or_default().insert(unit.file.hash());
+                self.lives_changed = true;
             }
             let known = unit.map(|unit| (unit.file.hash(), unit.desired));
             self.units.entry(name).or_default().push((now, known));
@@ -448,19 +490,25 @@ impl Oracle {
             }
         }
         for id in effects.machines {
-            let names: Vec<_> =
-                self.wants.keys().filter(|(on, _)| *on == id).map(|(_, name)| name.clone()).collect();
             if self.view.machine(&id).is_some() {
-                let held = self.view.all_wanted(&id).into_keys();
-                for name in names.into_iter().chain(held) {
-                    self.note_want(now, &id, &name);
-                }
+                self.note_wants(now, &id);
             }
         }
     }
 
+    /// Notes all that is wanted on a machine.
+    fn note_wants(&mut self, now: Time, id: &MachineId) {
+        let names: Vec<_> =
+            self.wants.keys().filter(|(on, _)| on == id).map(|(_, name)| name.clone()).collect();
+        let held = self.view.all_wanted(id).into_keys();
+        for name in names.into_iter().chain(held) {
+            self.note_want(now, id, &name);
+        }
+    }
+
     fn note_want(&mut self, now: Time, id: &MachineId, name: &UnitName) {
-        let want = self.view.wanted(id, name).map(|wanted| (wanted.file.hash(), wanted.state));
+        let wanted = self.view.wanted(id, name).filter(|_| !self.removed.contains(id));
+        let want = wanted.map(|wanted| (wanted.file.hash(), wanted.state));
         let history = self.wants.entry((id.clone(), name.clone())).or_default();
         if history.last().is_none_or(|(_, last)| *last != want) {
             history.push((now, want));
@@ -500,15 +548,26 @@ impl Oracle {
         wanted: impl Fn(&Want) -> bool,
     ) -> bool {
         let Some(history) = self.wants.get(&(self.ids[host].clone(), name.clone())) else { return true };
-        // What was on its way to a host that could not hear it counts from before that.
-        let stalled = self.stalled.get(&host).filter(|(_, until)| *until + NEWS >= started);
-        let known = stalled.map_or(started, |(from, _)| started.min(*from)).saturating_sub(NEWS);
+        let known = self.heard_from(host, started);
         let until = |at: usize| history.get(at + 1).map_or(Time::MAX, |(until, _)| *until);
         let first = (0..history.len()).find(|at| {
             let (from, want) = &history[*at];
             wanted(want) && *from <= started && until(*at) >= known
         });
         first.is_none_or(|first| history[first..].iter().any(|(_, want)| !wanted(want)))
+    }
+
+    /// Since when what was known then on a host may have been known. What was on its way to a host that could not hear it counts from
+    /// before that.
+    fn heard_from(&self, host: usize, then: Time) -> Time {
+        let stalled = self.stalled.get(&host).filter(|(_, until)| *until + NEWS >= then);
+        stalled.map_or(then, |(from, _)| then.min(*from)).saturating_sub(NEWS)
+    }
+
+    /// Since when it may have been known on a host that a unit that runs there was to be started.
+    fn known_from(&self, host: usize, name: &UnitName) -> Time {
+        let run = self.runs.get(&(host, name.clone()));
+        self.heard_from(host, run.map_or(Time::ZERO, |run| run.started))
     }
 
     /// An answer to a sign of life sent then reached a machine.
@@ -537,6 +596,7 @@ impl Oracle {
     /// A machine was switched off.
     pub(crate) fn off(&mut self, host: usize) {
         self.runs.retain(|(on, _), _| *on != host);
+        self.lives_changed = true;
         self.asleep.remove(&host);
     }
 
@@ -546,13 +606,13 @@ impl Oracle {
     }
 
     fn is_stop(&self, name: &UnitName, hash: Option<Hash>) -> bool {
-        hash.is_some_and(|hash| self.stops.contains(&(name.clone(), hash)))
+        hash.is_some_and(|hash| self.stops.get(name).is_some_and(|hashes| hashes.contains(&hash)))
     }
 
     /// Whether a machine may stop a unit because it could not renew its presence.
     fn fenced(&self, now: Time, host: usize, name: &UnitName) -> bool {
         // The file it is to have counts as much as the one it runs with.
-        if !self.stops.iter().any(|(unit, _)| unit == name) {
+        if !self.stops.contains_key(name) {
             return false;
         }
         // An agent may still be busy with what it was told a moment ago, or have been stopped over it.
@@ -571,6 +631,7 @@ impl Oracle {
 
     /// What happened on a machine.
     pub(crate) fn happened(&mut self, now: Time, host: usize, fact: &Fact) {
+        self.lives_changed = true;
         match fact {
             Fact::Started { unit, hash, by, noted } => {
                 if *by == By::Fleet {
@@ -637,7 +698,10 @@ impl Oracle {
 
     /// G4: a unit with OnIsolation=stop must not run twice, at no time.
     pub(crate) fn check_lifetimes(&mut self, now: Time) {
-        if self.stops.is_empty() {
+        let before = self.counts_at.len();
+        self.counts_at.retain(|at| *at >= now);
+        let counts = self.counts_at.len() < before;
+        if !(std::mem::take(&mut self.lives_changed) || counts) || self.stops.is_empty() {
             return;
         }
         let mut lives: BTreeMap<&UnitName, Vec<usize>> = BTreeMap::new();
@@ -650,23 +714,28 @@ impl Oracle {
         }
         lives.retain(|_, on| on.len() > 1);
         let twice: Vec<_> = lives.into_iter().map(|(name, on)| (name.clone(), on)).collect();
-        self.moving.retain(|name| twice.iter().any(|(twice, _)| twice == name));
         for (name, on) in twice {
-            if !self.moving.contains(&name) {
-                self.check_twice(now, &name, &on);
-                self.moving.insert(name);
+            // What counts is the file it had when it was taken off.
+            let unbound = self.unbound.get(&name);
+            if unbound.is_some_and(|at| on.iter().any(|host| self.known_from(*host, &name) <= *at)) {
+                continue;
             }
+            self.violate(now, "G4", format!("{name} has OnIsolation=stop and runs on hosts {on:?}"));
         }
     }
 
-    fn check_twice(&mut self, now: Time, name: &UnitName, on: &[usize]) {
-        // Two machines that are both there may overlap for a moment while a unit moves between them.
-        let given_up = |host: &usize| {
-            let id = &self.ids[*host];
-            self.view.machine(id).is_none() || self.given_up.get(name).is_some_and(|gone| gone.contains(id))
-        };
-        if on.iter().any(given_up) {
-            self.violate(now, "G4", format!("{name} has OnIsolation=stop and runs on hosts {on:?}"));
+    /// G4: what a machine that is there counts as having stopped does not run there.
+    fn check_release(&mut self, now: Time, name: &UnitName) {
+        let Some((id, _)) = self.view.leaving(name) else { return };
+        let again = self.view.place(name).is_some_and(|(at, _)| at == id);
+        if again || self.view.machine(id).is_none() {
+            return;
+        }
+        let host = self.ids.iter().position(|known| known == id);
+        let run = host.and_then(|host| self.runs.get(&(host, name.clone())));
+        if run.is_some_and(|run| run.live && self.is_stop(name, run.hash)) {
+            let what = format!("{name} counts as stopped on {id}, where it runs");
+            self.violate(now, "G4", what);
         }
     }
 
@@ -711,6 +780,11 @@ impl Oracle {
                 }
                 None => {}
             }
+        }
+        // One that is held there as a Global unit meanwhile has not to be said to have stopped.
+        let left = self.view.all_leaving().find(|(name, id)| self.view.wanted(id, name).is_none());
+        if let Some((name, id)) = left {
+            return Some(format!("{id} has not said yet that {name} has stopped"));
         }
         for id in &self.ids {
             let drain = drain_status(&self.view, id);

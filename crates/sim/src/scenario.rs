@@ -142,6 +142,7 @@ impl Scenario {
             EarlyExpiry | NoFencing => (&[Fault::CutMany], 20.0, 5.0),
             EarlyAnswer => (&[Fault::CutStore, Fault::SlowStore], 20.0, 5.0),
             NoGuard => (&[Fault::Pause], 10.0, 5.0),
+            EarlyRelease => (&[Fault::Kill], 20.0, 0.5),
             UnreadableIsGone => (&[Fault::NewerRecord, Fault::Kill], 5.0, 10.0),
             UnknownFieldsLost => (&[Fault::Die], 20.0, 0.3),
             _ => return,
@@ -162,7 +163,7 @@ impl Scenario {
                 self.slow = &[Slow::Some(8_000, 0.5)];
             }
             UnknownFieldsLost => self.newer = 2,
-            EarlyExpiry | NoFencing | EarlyAnswer | NoGuard => {
+            EarlyExpiry | NoFencing | EarlyAnswer | NoGuard | EarlyRelease => {
                 self.isolating = 1.0;
                 self.manners.hangs = 0.5;
             }
@@ -215,7 +216,7 @@ impl Scenario {
                 Slow::Some(8_000, 0.05),
                 Slow::Writes(8_000, 0.1),
             ],
-            step: Duration::from_millis(*rng.pick(&[10, 100, 200, 200])),
+            step: Duration::from_millis(*rng.pick(&[10, 50, 100, 100, 200, 200, 200, 200])),
         }
     }
 }

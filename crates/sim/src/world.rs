@@ -59,6 +59,8 @@ enum Event {
     FlapStore(usize, u32),
     /// A record can be read again.
     Readable(UnitName),
+    /// A machine that was removed joins again.
+    Join(usize),
     /// A cut that comes and goes: how often yet.
     Flap(usize, u32),
     Fault,
@@ -304,12 +306,13 @@ impl World {
     }
 
     fn step(&mut self) -> std::io::Result<()> {
+        let before = self.now;
         self.now += self.next_step();
         self.busy = false;
         for host in &mut self.hosts {
             lock(&host.machine).now = self.now;
             if let Some(process) = &mut host.process {
-                process.run_to(self.now);
+                process.run_to(self.now, before, self.scenario.step);
             }
         }
         if let Some(panic) = take_panic() {
@@ -374,6 +377,7 @@ impl World {
             Event::Flap(cut, left) => self.flap(cut, left),
             Event::FlapStore(server, left) => self.flap_store(server, left),
             Event::Readable(name) => self.make_readable(&name),
+            Event::Join(host) => self.join(host),
             Event::Fault => self.next_fault(),
             Event::Command => self.next_command(),
             Event::Again(command) => self.give(command),
@@ -470,9 +474,9 @@ impl World {
     }
 
     fn pass_messages(&mut self) {
-        let keys: Vec<_> = self.sessions.keys().copied().collect();
-        for key in keys {
-            let Some(mut session) = self.sessions.remove(&key) else { continue };
+        // None begins meanwhile.
+        let mut sessions = std::mem::take(&mut self.sessions);
+        sessions.retain(|_, session| {
             let way = self.way(session.agent, session.server);
             if !(way.up && way.down && way.answered) {
                 self.oracle.stalls(self.now, session.agent);
@@ -500,10 +504,11 @@ impl World {
                 let pause = self.rng.spread(50, 200);
                 let host = &mut self.hosts[agent];
                 host.dial_at = host.dial_at.max(self.now + pause);
-            } else {
-                self.sessions.insert(key, session);
+                return false;
             }
-        }
+            true
+        });
+        self.sessions = sessions;
     }
 
     fn next_command(&mut self) {
@@ -600,6 +605,9 @@ impl World {
         }
         for name in self.oracle.unreadable() {
             self.make_readable(&name);
+        }
+        for host in self.scenario.servers..self.hosts.len() {
+            self.join(host);
         }
     }
 

@@ -55,4 +55,5 @@ mutations! {
     mutation_reload_per_unit: ReloadPerUnit by ["work"];
     mutation_unreadable_is_gone: UnreadableIsGone by ["G2"];
     mutation_unknown_fields_lost: UnknownFieldsLost by ["G9"];
+    mutation_early_release: EarlyRelease by ["G4"];
 }

@@ -23,10 +23,12 @@ fn seeds_of_the_other_half_are_clean() {
 
 /// Seeds that once ended in a violation, and what it was. What happens in a seed changes with the simulator: what was found wrong in
 /// fleet has a test or a deliberate mistake of its own, and these show that the checks do not complain of what is right.
-const ONCE: [(u64, &str); 15] = [
+const ONCE: [(u64, &str); 17] = [
     (9, "a unit whose note could not be written was started again"),
     (16, "a suspended machine's clock drifted from that of its fleetd"),
+    (131, "a unit that is Global meanwhile was to say that it had stopped"),
     (142, "a sign of life counted from when it was seen on its way"),
+    (21_012, "a unit that may run twice was still stopping when its machine was let go"),
     (1_000_183, "orders that were held up in a paused machine were taken for none"),
     (1_000_623, "a machine that went down started a unit after it had given up its presence"),
     (1_001_157, "a write that was refused was taken for one that lost a field"),

@@ -64,7 +64,8 @@ impl Losses {
     /// The first look: machines that hold units and are not there are lost.
     pub(super) fn begin(&mut self, view: &View) {
         self.present = view.machines().map(|(id, _)| id.clone()).collect();
-        let gone = view.schedule().map(|(_, id, _)| id).filter(|id| !self.present.contains(*id));
+        let held = view.schedule().map(|(_, id, _)| id).chain(view.all_leaving().map(|(_, id)| id));
+        let gone = held.filter(|id| !self.present.contains(*id));
         let loss = Loss { at: self.latest, limited: false };
         self.lost = gone.filter(|id| !view.has_left(id)).map(|id| (id.clone(), loss)).collect();
     }
@@ -105,7 +106,8 @@ impl Losses {
                 loss.limited = false;
             }
         }
-        self.lost.retain(|id, loss| recent(loss) || loss.limited || view.scheduled_on(id).next().is_some());
+        let holds = |id: &MachineId| view.scheduled_on(id).chain(view.leaving_from(id)).next().is_some();
+        self.lost.retain(|id, loss| recent(loss) || loss.limited || holds(id));
         if !std::mem::take(&mut self.recount) {
             return None;
         }

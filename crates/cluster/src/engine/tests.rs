@@ -34,7 +34,9 @@ pub(super) fn check_rest(cluster: &Cluster) -> Result<(), String> {
         if view.place(unit_name).is_none() {
             if let Some(delay) = cluster.engine.delay(unit_name) {
                 let stop = view.unit(unit_name).unwrap().requirements.on_isolation == OnIsolation::Stop;
-                if !stop || delay != Delay::Isolation {
+                // A machine that may still run it is lost.
+                let lost = view.leaving(unit_name).is_some_and(|(id, _)| view.machine(id).is_none());
+                if !(stop && delay == Delay::Isolation || lost && delay == Delay::Grace) {
                     return Err(format!("{unit_name} is nowhere: {delay}"));
                 }
                 continue;
@@ -123,6 +125,7 @@ proptest! {
                         let best = fitting.map(|(id, _)| (view.all_wanted(id).len(), id)).min();
                         prop_assert!(best.is_some(), "{:?}", decision);
                         let runs = view.live(view.known(unit)).next().is_some();
+                        let runs = runs || must_not_run_twice(view.known(unit));
                         let best = best.filter(|_| !runs).map(|(_, id)| id);
                         prop_assert_eq!(decision.machine.as_ref(), best, "{:?}", decision);
                         cluster.commit(std::slice::from_ref(decision));
@@ -131,7 +134,10 @@ proptest! {
                     let fitting = view.machines().filter(|(id, _)| fits(view, unit, id).is_ok());
                     let best = fitting.map(|(id, _)| (view.all_wanted(id).len(), id)).min();
                     let placeable = view.unit(unit).is_some_and(|known| is_placeable(unit, known));
-                    let best = best.filter(|_| placeable).map(|(_, id)| id);
+                    // One that must not run twice has to have stopped first.
+                    let stops = view.place(unit).is_some_and(|(at, _)| view.machine(at).is_some())
+                        && must_not_run_twice(view.known(unit));
+                    let best = best.filter(|_| placeable && !stops).map(|(_, id)| id);
                     prop_assert_eq!(decision.machine.as_ref(), best, "{:?}", decision);
                     cluster.commit(std::slice::from_ref(decision));
                 }

@@ -9,6 +9,7 @@ impl View {
             .machines()
             .map(|(id, _)| id)
             .chain(self.entries.values().filter_map(|entry| entry.place.as_ref().map(|(id, _)| id)))
+            .chain(self.entries.values().filter_map(|entry| entry.leaving.as_ref().map(|(id, _)| id)))
             .chain(self.entries.values().flat_map(|entry| entry.reports.keys()))
             .cloned()
             .collect();
@@ -45,6 +46,14 @@ impl View {
             let scheduled =
                 self.entries.iter().filter(|(_, entry)| on(entry)).map(|(name, _)| name.clone()).collect();
             same("schedule of a machine", &host.scheduled, &scheduled)?;
+            let leaves = |entry: &Entry| entry.leaving.as_ref().is_some_and(|(from, _)| from == id);
+            let leaving = self
+                .entries
+                .iter()
+                .filter(|(_, entry)| leaves(entry))
+                .map(|(name, _)| name.clone())
+                .collect();
+            same("units leaving a machine", &host.leaving, &leaving)?;
             let reported = self.entries.iter().filter(|(_, entry)| entry.reports.contains_key(id));
             same("reports of a machine", &host.reported, &reported.map(|(name, _)| name.clone()).collect())?;
             let held = named(&|name, unit| scheduled.contains(name) && is_placeable(name, unit));

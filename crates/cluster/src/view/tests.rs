@@ -11,15 +11,16 @@ fn answers(view: &View) -> BTreeMap<(MachineId, UnitName), Wanted> {
     .collect()
 }
 
-type UnitAnswer =
-    (Option<Unit>, Option<(MachineId, Revision)>, CurrentState, BTreeMap<MachineId, UnitReport>);
+type At = Option<(MachineId, Revision)>;
+type UnitAnswer = (Option<Unit>, At, At, CurrentState, BTreeMap<MachineId, UnitReport>);
 
 fn unit_answers(view: &View) -> BTreeMap<UnitName, UnitAnswer> {
     let answer = |text: &str| {
         let name = name(text);
         let place = view.place(&name).map(|(id, revision)| (id.clone(), revision));
         let reports = view.reports_of(&name).map(|(id, report)| (id.clone(), report.clone())).collect();
-        (name.clone(), (view.unit(&name).cloned(), place, view.current(&name), reports))
+        let leaving = view.leaving(&name).map(|(id, revision)| (id.clone(), revision));
+        (name.clone(), (view.unit(&name).cloned(), place, leaving, view.current(&name), reports))
     };
     UNITS.iter().map(|text| answer(text)).collect()
 }

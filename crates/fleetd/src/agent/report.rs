@@ -46,6 +46,22 @@ impl<S: Systemd> Agent<S> {
         }
     }
 
+    /// Says of which units nothing runs any more, of those of which the server has to know.
+    pub(super) async fn tell_released(&mut self, session: &Option<AgentEnd>) {
+        let Some(end) = session else { return };
+        // What is not here was stopped, as far as it was started; and what is not wanted is not started.
+        let slots = &self.slots;
+        let is_gone = |name: &UnitName| slots.get(name).is_none_or(|slot| !slot.is_here());
+        let (gone, rest) =
+            std::mem::take(&mut self.releasing).into_iter().partition(|(name, _)| is_gone(name));
+        self.releasing = rest;
+        let gone: BTreeMap<_, _> = gone;
+        // In the next session the server asks again.
+        if !gone.is_empty() && end.send.send(FromAgent::Released(gone)).await.is_err() {
+            debug!("the server is gone; it asks again in the next session");
+        }
+    }
+
     /// Reports everything, at the beginning of a session.
     pub(super) async fn report_all(&mut self, end: &AgentEnd) {
         let mut all = BTreeMap::new();

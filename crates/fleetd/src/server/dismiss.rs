@@ -1,8 +1,9 @@
 //! The last session of a machine that was removed from the cluster.
 //!
 //! Its credentials are worth nothing any more, but its units still run there, and are to run elsewhere. So it is told once more what it is
-//! to hold: nothing. It stops them, and when it reports that, its presence ends as if it had left by itself ([`Change::Farewell`]): its units
-//! are placed elsewhere at once, and never run twice. Until then its presence is marked as leaving.
+//! to hold: nothing. It stops them, and when it says that nothing of them runs any more (a report alone may be older), its presence ends as if it
+//! had left by itself ([`Change::Farewell`]): its units are placed elsewhere at once, and never run twice. Until then its presence is marked as
+//! leaving.
 //!
 //! A machine that is out of reach when it is removed keeps its units running, as absence is no instruction; it is told when it
 //! comes back, for which the record of its removal lets it in once more. It gets nothing else in such a session: no presence, no
@@ -13,11 +14,12 @@
 
 use super::session::{Session, at};
 use super::{MembershipError, Server, membership::removed_key};
-use fleet_cluster::model::MachineId;
-use fleet_link::{Beat, FromAgent, Held, ToAgent};
+use fleet_cluster::model::{MachineId, Revision};
+use fleet_link::{Beat, FromAgent, Held, Instruction, ToAgent};
 use fleet_registry::records::put_presence;
 use fleet_registry::{Compare, Store, StoreError, Txn};
-use std::{collections::BTreeMap, time::Duration};
+use fleet_unit::UnitName;
+use std::{collections::BTreeSet, time::Duration};
 use tokio::{sync::mpsc, time::timeout};
 use tracing::{info, warn};
 
@@ -80,6 +82,9 @@ impl<S: Store> Server<S> {
     }
 }
 
+/// The number with which it is asked to say that units have stopped: nothing is told after that. It is no revision.
+const ASKED: Revision = Revision::MAX;
+
 impl<S: Store> Session<'_, S> {
     /// Has the machine let go of its units, and ends its presence.
     pub(super) async fn dismiss(
@@ -95,15 +100,20 @@ impl<S: Store> Session<'_, S> {
             let ops = vec![put_presence(&id, &self.presence(true), lease)];
             self.presence = self.server.store.commit(Txn { compares: vec![self.guard()], ops }).await?;
         }
-        if self.send.send(ToAgent::Snapshot(BTreeMap::new())).await.is_err() {
+        let asked = self.ask_all_releases();
+        let told = asked.iter().map(|name| (name.clone(), Instruction::Release(ASKED)));
+        if self.send.send(ToAgent::Snapshot(told.collect())).await.is_err() {
             return Ok(());
         }
+        self.asked = asked;
         match timeout(STOP_DEADLINE, self.wait_until_stopped(&mut receive, &mut beats)).await {
             Ok(true) => {}
             // Its presence runs out by itself, and when it comes back it is told again.
             Ok(false) => return Ok(()),
             Err(_) => {
-                let left: Vec<_> = self.reports.keys().map(ToString::to_string).collect();
+                let left: BTreeSet<_> =
+                    self.reports.keys().chain(&self.asked).map(ToString::to_string).collect();
+                let left: Vec<_> = left.into_iter().collect();
                 warn!(
                     machine = %id,
                     "machine {id}, which was removed, has not stopped {} within {} s; its presence runs out by itself",
@@ -119,17 +129,28 @@ impl<S: Store> Session<'_, S> {
         Ok(())
     }
 
-    /// Takes reports until there are none left; false when the machine is gone before that.
+    /// All units that may run there, or may be started by what it was told last.
+    fn ask_all_releases(&self) -> BTreeSet<UnitName> {
+        let view = self.server.hub.view();
+        let id = &self.hello.id;
+        let known = view.scheduled_on(id).chain(view.leaving_from(id)).chain(view.reported_on(id));
+        known.chain(&self.ever_told).chain(self.reports.keys()).cloned().collect()
+    }
+
+    /// Takes reports until there are none left, and nothing of which it was asked runs; false when the machine is gone before that.
     async fn wait_until_stopped(
         &mut self,
         receive: &mut mpsc::Receiver<FromAgent>,
         beats: &mut mpsc::Receiver<Beat>,
     ) -> bool {
-        while !self.complete || !self.reports.is_empty() {
+        while !self.complete || !self.reports.is_empty() || !self.asked.is_empty() {
             let write_at = self.write_at();
             tokio::select! {
                 biased;
                 message = receive.recv() => match message {
+                    Some(FromAgent::Released(units)) => {
+                        self.asked.retain(|name| units.get(name) != Some(&ASKED));
+                    }
                     Some(message) => self.take(message),
                     None => return false,
                 },

@@ -12,14 +12,17 @@
 //! - this one decided from a view in which all that it wrote is, for which it waits, also after a failure;
 //! - nothing that it wrote before arrives yet, which the *fence* guards: when the outcome of a transaction is not known, the engine
 //!   writes the record [`FENCE`] before it decides anything else, and what it sent before finds another revision there.
+//!
+//! Nor has the record of the machine that may still run a unit a condition (`leaving/NAME`): it is written only together with the end of a
+//! place, and who deletes it besides the engine, the session of that machine, does what the engine waits for.
 
 use super::peers::LEADER;
 use super::{Server, transfer::IMPORT};
 use crate::metrics::{Metrics, Operation, Task};
 use fleet_api::types::Notice;
-use fleet_cluster::engine::{Decision, Engine};
+use fleet_cluster::engine::{Decision, Engine, Leaving};
 use fleet_cluster::model::Revision;
-use fleet_registry::records::{presence_key, put_schedule, schedule_key, unit_key};
+use fleet_registry::records::{leaving_key, presence_key, put_leaving, put_schedule, schedule_key, unit_key};
 use fleet_registry::store::MAX_OPS;
 use fleet_registry::{Compare, LeaseId, Op, Store, StoreError, Txn};
 use std::collections::{BTreeMap, BTreeSet};
@@ -313,7 +316,8 @@ fn transaction(decisions: &[Decision], right: Right) -> (Txn, usize) {
     for (taken, decision) in decisions.iter().enumerate() {
         let machine = decision.absent.as_ref().filter(|machine| !absent.contains(*machine));
         let conditions = 1 + usize::from(right.is_none()) + usize::from(machine.is_some());
-        if txn.compares.len() + conditions > MAX_OPS {
+        let writes = 1 + usize::from(decision.leaving != Leaving::None);
+        if txn.compares.len() + conditions > MAX_OPS || txn.ops.len() + writes > MAX_OPS {
             return (txn, taken);
         }
         txn.compares.push(Compare { key: unit_key(&decision.unit), revision: decision.unit_revision });
@@ -330,6 +334,11 @@ fn transaction(decisions: &[Decision], right: Right) -> (Txn, usize) {
             Some(machine) => put_schedule(&decision.unit, machine),
             None => Op::Delete { key: schedule_key(&decision.unit) },
         });
+        match &decision.leaving {
+            Leaving::None => {}
+            Leaving::From(machine) => txn.ops.push(put_leaving(&decision.unit, machine)),
+            Leaving::Over => txn.ops.push(Op::Delete { key: leaving_key(&decision.unit) }),
+        }
     }
     (txn, decisions.len())
 }
@@ -349,9 +358,12 @@ mod tests {
     #[test]
     fn transactions_take_what_fits() {
         let machine = |n: u8| MachineId::parse(&format!("{n:032x}")).unwrap();
-        for (lost_machines, right) in
-            [(0, None), (0, Some((7, 0))), (1, Some((7, 9))), (200, Some((7, 9))), (200, None)]
+        let cases = [(0, None), (0, Some((7, 0))), (1, Some((7, 9))), (200, Some((7, 9))), (200, None)];
+        let leaves = [Leaving::None, Leaving::Over, Leaving::From(machine(254))];
+        for ((lost_machines, right), leaving) in
+            cases.iter().flat_map(|case| leaves.iter().map(move |leaving| (*case, leaving)))
         {
+            let writes = 1 + usize::from(*leaving != Leaving::None);
             let decision = |n: u64| Decision {
                 unit: UnitName::parse(&format!("u{n}.service")).unwrap(),
                 machine: Some(machine(255)),
@@ -359,6 +371,7 @@ mod tests {
                 unit_revision: n,
                 schedule_revision: 0,
                 absent: u8::try_from(n).ok().filter(|n| *n < lost_machines).map(machine),
+                leaving: leaving.clone(),
             };
             let decisions: Vec<_> = (0..300).map(decision).collect();
             let mut rest = decisions.as_slice();
@@ -366,7 +379,7 @@ mod tests {
                 let (txn, taken) = transaction(rest, right);
                 check_size(&txn).unwrap();
                 let least = match (lost_machines, right) {
-                    (0, Some(_)) => 125,
+                    (0, Some(_)) => 125 / writes,
                     (_, Some(_)) => 62,
                     (_, None) => 42,
                 };
@@ -383,7 +396,7 @@ mod tests {
                     assert_eq!(txn.compares[0], Compare { key: LEADER.to_owned(), revision: term });
                     assert!(guards(FENCE.to_owned(), fence));
                 }
-                assert_eq!(txn.ops.len(), taken);
+                assert_eq!(txn.ops.len(), taken * writes);
                 rest = &rest[taken..];
             }
         }

@@ -279,6 +279,9 @@ impl Hub {
             for (name, machine, _) in view.schedule() {
                 effects.wanted.entry(machine.clone()).or_default().insert(name.clone());
             }
+            for (name, machine) in view.all_leaving() {
+                effects.wanted.entry(machine.clone()).or_default().insert(name.clone());
+            }
             *view = fresh;
         }
         lock(&self.log).clear(revision);

@@ -341,6 +341,9 @@ impl<S: Store> Server<S> {
             return false;
         }
         let view = self.hub.view();
+        if view.leaving_from(id).next().is_some() {
+            return false;
+        }
         let mut units = view.scheduled_on(id).chain(view.reported_on(id)).filter_map(|name| view.unit(name));
         !units.any(|unit| unit.requirements.on_isolation == OnIsolation::Stop)
     }

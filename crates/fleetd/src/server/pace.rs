@@ -185,7 +185,7 @@ fn is_there(told: Option<&Instruction>, report: Option<&UnitReport>) -> bool {
     let wanted = match told {
         Some(Instruction::Leave) => return true,
         Some(Instruction::Hold(wanted)) => Some(wanted),
-        None => None,
+        Some(Instruction::Release(_)) | None => None,
     };
     match (wanted, report) {
         (None, None) => true,

@@ -3,9 +3,11 @@
 use super::{Server, hub::lock, pace::Pace};
 use anyhow::bail;
 use fleet_cluster::model::*;
+use fleet_cluster::view::View;
 use fleet_link::{Ask, Beat, Chunk, FromAgent, Held, Hello, Instruction, Request, ServerEnd, ToAgent};
-use fleet_registry::records::{PresenceRecord, presence_key, put_presence, put_states};
-use fleet_registry::{Compare, LeaseId, Store, StoreError, Txn};
+use fleet_registry::records::{PresenceRecord, leaving_key, presence_key, put_presence, put_states};
+use fleet_registry::store::MAX_OPS;
+use fleet_registry::{Compare, LeaseId, Op, Store, StoreError, Txn};
 use fleet_unit::UnitName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -111,6 +113,9 @@ impl<S: Store> Server<S> {
             doubtful: false,
             presence: 0,
             pace: Pace::new(if self.config.shared_registry { SHARED_STEP } else { OWN_STEP }),
+            released: BTreeMap::new(),
+            release_at: None,
+            asked: BTreeSet::new(),
             dismissed: false,
         };
         let ended = tokio::select! {
@@ -166,7 +171,7 @@ pub(super) struct Session<'a, S: Store> {
     /// What the agent was told last.
     told: BTreeMap<UnitName, Instruction>,
     /// All that it was told of in this session: some of it may still be stopping.
-    ever_told: BTreeSet<UnitName>,
+    pub(super) ever_told: BTreeSet<UnitName>,
     /// Where it connects from; `None` for this machine's own.
     peer: Option<SocketAddr>,
     /// Whether it was complained about that it reports what is none of its business.
@@ -186,6 +191,13 @@ pub(super) struct Session<'a, S: Store> {
     /// The revision at which this session wrote the machine's presence.
     pub(super) presence: Revision,
     pace: Pace,
+    /// Units of which the agent has said that nothing runs any more, and the registry is yet to be told, with the revisions at which
+    /// that was asked.
+    released: BTreeMap<UnitName, Revision>,
+    /// When to tell the registry of them.
+    release_at: Option<Instant>,
+    /// Units of which a machine that was removed has yet to say that nothing runs.
+    pub(super) asked: BTreeSet<UnitName>,
     /// Whether the machine was removed and is told so.
     pub(super) dismissed: bool,
 }
@@ -228,6 +240,7 @@ impl<S: Store> Session<'_, S> {
         loop {
             let write_at = self.write_at();
             let write = at(write_at);
+            let release = at(self.release_at);
             tokio::select! {
                 biased;
                 message = receive.recv() => match message {
@@ -251,6 +264,11 @@ impl<S: Store> Session<'_, S> {
                         return Ok(());
                     }
                 }
+                () = release => {
+                    if !self.release().await {
+                        return Ok(());
+                    }
+                }
             }
         }
     }
@@ -265,12 +283,26 @@ impl<S: Store> Session<'_, S> {
             }
             let wanted = view.all_wanted(&self.hello.id);
             self.told = wanted.into_iter().map(|(name, wanted)| (name, wanted.into())).collect();
+            for name in view.leaving_from(&self.hello.id) {
+                if let Some(release) = self.asks_release(&view, name) {
+                    self.told.entry(name.clone()).or_insert(release);
+                }
+            }
         }
         for name in self.server.hub.all_unreadable() {
-            self.told.entry(name).or_insert(Instruction::Leave);
+            let told = self.told.entry(name).or_insert(Instruction::Leave);
+            if matches!(told, Instruction::Release(_)) {
+                *told = Instruction::Leave;
+            }
         }
         self.ever_told.extend(self.told.keys().cloned());
         true
+    }
+
+    /// What to say of a unit that is not wanted, if the machine has yet to say that nothing of it runs.
+    fn asks_release(&self, view: &View, name: &UnitName) -> Option<Instruction> {
+        let (_, revision) = view.leaving(name).filter(|(id, _)| **id == self.hello.id)?;
+        Some(Instruction::Release(revision))
     }
 
     /// When the states are to be written, if they are.
@@ -322,6 +354,16 @@ impl<S: Store> Session<'_, S> {
                 }
                 self.written = false;
             }
+            FromAgent::Released(units) => {
+                // What was asked in the meantime is answered in the meantime.
+                let asked =
+                    |name: &UnitName, number| self.told.get(name) == Some(&Instruction::Release(number));
+                let units = units.into_iter().filter(|(name, number)| asked(name, *number));
+                self.released.extend(units);
+                if !self.released.is_empty() {
+                    self.release_at.get_or_insert_with(Instant::now);
+                }
+            }
         }
     }
 
@@ -338,7 +380,8 @@ impl<S: Store> Session<'_, S> {
             for name in std::mem::take(&mut self.untold) {
                 let wanted = match view.wanted(&self.hello.id, &name) {
                     Some(wanted) => Some(Instruction::Hold(wanted)),
-                    None => self.server.hub.unreadable(&name).map(|_| Instruction::Leave),
+                    None if self.server.hub.unreadable(&name).is_some() => Some(Instruction::Leave),
+                    None => self.asks_release(&view, &name),
                 };
                 if wanted.as_ref() != self.told.get(&name) {
                     match &wanted {
@@ -484,6 +527,47 @@ impl<S: Store> Session<'_, S> {
                 self.doubtful |= matches!(error, StoreError::Unknown(_));
                 self.pace.failed(Instant::now() + RETRY);
                 self.server.trouble(&format!("writing the states of machine {id}"), &error);
+            }
+        }
+        true
+    }
+
+    /// Lets the registry know of units that nothing of them runs here; false when the agent has a newer session. Who speaks for the machine
+    /// no more must not say that: what the newer session has told may have started them.
+    async fn release(&mut self) -> bool {
+        self.release_at = None;
+        let id = self.hello.id.clone();
+        while !self.released.is_empty() {
+            let units: Vec<_> = self.released.iter().take(MAX_OPS - 1).collect();
+            let mut txn = Txn { compares: vec![self.guard()], ops: Vec::new() };
+            for (name, revision) in &units {
+                txn.compares.push(Compare { key: leaving_key(name), revision: **revision });
+                txn.ops.push(Op::Delete { key: leaving_key(name) });
+            }
+            let last = units.last().map(|(name, _)| (*name).clone());
+            match self.server.store.commit(txn).await {
+                Ok(revision) => {
+                    debug!(machine = %id, revision, "what has stopped is written");
+                    self.released.retain(|name, _| last.as_ref().is_some_and(|last| name > last));
+                }
+                Err(StoreError::Conflict(conflict)) if conflict.key != presence_key(&id) => {
+                    // Of this one it is of no interest any more.
+                    self.released.retain(|name, _| leaving_key(name) != conflict.key);
+                }
+                // Its presence ran out; it is written anew with the next sign of life.
+                Err(StoreError::Conflict(conflict)) if conflict.found == 0 => {
+                    self.release_at = Some(Instant::now() + RETRY);
+                    return true;
+                }
+                Err(StoreError::Conflict(_)) => {
+                    info!(machine = %id, "machine {id} has a newer session");
+                    return false;
+                }
+                Err(error) => {
+                    self.release_at = Some(Instant::now() + RETRY);
+                    self.server.trouble(&format!("writing what machine {id} has stopped"), &error);
+                    return true;
+                }
             }
         }
         true

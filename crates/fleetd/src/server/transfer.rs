@@ -45,9 +45,10 @@ const ATTEMPTS: usize = 16;
 const PASSING: [&str; 6] = [PRESENCES, STATES, SERVERS, LEADER, FENCE, IMPORT];
 
 /// What kinds of records are called in messages, by what their keys begin with.
-const KINDS: [(&str, &str); 7] = [
+const KINDS: [(&str, &str); 8] = [
     ("unit/", "units"),
     ("schedule/", "units' places"),
+    ("leaving/", "units that leave a machine"),
     ("machine/", "machines' metadata or marks"),
     ("member/", "members"),
     ("removed/", "removed machines"),

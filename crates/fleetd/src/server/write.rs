@@ -9,7 +9,7 @@ use fleet_cluster::model::*;
 use fleet_registry::records::*;
 use fleet_registry::store::{MAX_BYTES, MAX_OPS};
 use fleet_registry::{Compare, Op, Store, StoreError, Txn};
-use fleet_unit::{RequirementError, Requirements, UnitFile, UnitName};
+use fleet_unit::{OnIsolation, RequirementError, Requirements, UnitFile, UnitName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 use tracing::info;
@@ -286,14 +286,24 @@ impl<S: Store> Server<S> {
     }
 
     async fn plan_destroy(&self, name: &UnitName) -> Result<Plan, StoreError> {
+        // With the machine that has to say when it does not run any more.
         let known = if self.hub.unchangeable(name).is_some() {
-            Some((self.stored(&unit_key(name)).await?, self.stored(&schedule_key(name)).await?))
+            let place = self.store.get(&schedule_key(name)).await?;
+            let from = place.as_ref().and_then(|entry| {
+                serde_json::from_slice::<ScheduleRecord>(&entry.value).ok().map(|record| record.machine)
+            });
+            let place = place.map_or(0, |entry| entry.revision);
+            // It may have OnIsolation=stop.
+            Some((self.stored(&unit_key(name)).await?, place, from))
         } else {
             let view = self.hub.view();
-            let place = view.place(name).map_or(0, |(_, revision)| revision);
-            view.unit(name).map(|unit| (unit.revision, place))
+            let (from, place) = view.place(name).map_or((None, 0), |(id, revision)| (Some(id), revision));
+            view.unit(name).map(|unit| {
+                let stop = unit.requirements.on_isolation == OnIsolation::Stop;
+                (unit.revision, place, from.filter(|_| stop).cloned())
+            })
         };
-        let Some((unit, place)) = known else {
+        let Some((unit, place, from)) = known else {
             return Ok(Plan::nothing(name, 0, Err(WriteError::NoUnit)));
         };
         let mut plan = Plan {
@@ -307,6 +317,7 @@ impl<S: Store> Server<S> {
         if place != 0 {
             plan.ops.push(Op::Delete { key: schedule_key(name) });
         }
+        plan.ops.extend(from.map(|from| put_leaving(name, &from)));
         Ok(plan)
     }
 

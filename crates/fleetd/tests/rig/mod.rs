@@ -34,6 +34,8 @@ pub(crate) struct Rig {
     pub(crate) server: Option<ServerEnd>,
     /// What the agent reported, put together.
     pub(crate) reports: BTreeMap<UnitName, UnitReport>,
+    /// What it said to have stopped.
+    pub(crate) released: BTreeMap<UnitName, Revision>,
     pub(crate) cancel: CancellationToken,
     pub(crate) purge: CancellationToken,
     pub(crate) task: JoinHandle<()>,
@@ -52,8 +54,10 @@ impl Rig {
         let agent = agent.purged_by(purge.clone());
         let task = tokio::spawn(agent.run(ends, cancel.clone()));
         let (ttl, farewells) = (watch::Sender::new(None), watch::Sender::new(0));
-        let reports = BTreeMap::new();
-        let mut rig = Rig { systemd, sessions, server: None, reports, cancel, purge, task, ttl, farewells };
+        let (reports, released) = (BTreeMap::new(), BTreeMap::new());
+        let server = None;
+        let mut rig =
+            Rig { systemd, sessions, server, reports, released, cancel, purge, task, ttl, farewells };
         rig.connect().await;
         rig
     }
@@ -110,7 +114,21 @@ impl Rig {
                         };
                     }
                 }
+                Some(FromAgent::Released(units)) => self.released.extend(units),
                 None => panic!("the agent ended"),
+            }
+        }
+    }
+
+    /// Takes messages until it says that these have stopped.
+    pub(crate) async fn until_released(&mut self, units: &[(&str, Revision)]) {
+        let units: BTreeMap<_, _> = units.iter().map(|(unit, number)| (name(unit), *number)).collect();
+        while self.released != units {
+            let receive = &mut self.server.as_mut().unwrap().receive;
+            let message = timeout(Duration::from_secs(120), receive.recv()).await;
+            let message = message.unwrap_or_else(|_| panic!("never: {units:?}; {:?}", self.released));
+            if let FromAgent::Released(units) = message.unwrap() {
+                self.released.extend(units);
             }
         }
     }

@@ -8,6 +8,7 @@ use fleet_registry::{Entry, Event, Snapshot};
 pub(super) const WORDS: &[&str] = &[
     "unit/",
     "schedule/",
+    "leaving/",
     "states/",
     "presence/",
     "machine/",

@@ -7,10 +7,12 @@ use super::connection::{CALL_DEADLINE, Connection, DialError};
 use crate::pending::{Assembler, Parts, Pending, Update};
 use crate::wire::generated as pb;
 use crate::wire::{
-    Down, MAX_UNITS, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_UP, Up, WireError, pieces, report_size,
+    Down, MAX_UNITS, MOST_RELEASED, NEWEST_PROTOCOL, OLDEST_PROTOCOL, PART_UP, Up, WireError, pieces,
+    report_size,
 };
 use crate::{Beat, Chunk, FromAgent, Held, Hello, Instruction, Request, ToAgent};
-use fleet_cluster::model::UnitReport;
+use fleet_cluster::model::{Revision, UnitReport};
+use fleet_unit::UnitName;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -49,6 +51,7 @@ pub(crate) struct Pump {
     /// Short messages, sent before anything else.
     control: VecDeque<Up>,
     reports: Pending<UnitReport>,
+    released: BTreeMap<UnitName, Revision>,
     parts: Option<Parts<UnitReport>>,
     /// The next piece of an answer.
     piece: Option<Up>,
@@ -100,6 +103,7 @@ impl Pump {
         let pump = Pump {
             control: VecDeque::new(),
             reports: Pending::default(),
+            released: BTreeMap::new(),
             parts: None,
             piece: None,
             units: Pending::default(),
@@ -146,6 +150,7 @@ impl Pump {
                         self.reports.push(Update::Snapshot(all));
                     }
                     Some(FromAgent::Changes(changes)) => self.reports.push(Update::Changes(changes)),
+                    Some(FromAgent::Released(units)) => self.released.extend(units),
                     None => return End::Dropped,
                 },
                 beat = beats.recv(), if beating => match beat {
@@ -181,7 +186,11 @@ impl Pump {
     }
 
     fn has_output(&self) -> bool {
-        !self.control.is_empty() || self.parts.is_some() || !self.reports.is_empty() || self.piece.is_some()
+        !self.control.is_empty()
+            || self.parts.is_some()
+            || !self.reports.is_empty()
+            || !self.released.is_empty()
+            || self.piece.is_some()
     }
 
     /// Reports go before answers: they are short, and the cluster waits for them.
@@ -191,6 +200,11 @@ impl Pump {
         }
         if self.parts.is_none() {
             self.parts = self.reports.take().map(Parts::of);
+        }
+        if self.parts.is_none() && !self.released.is_empty() {
+            let more = self.released.keys().nth(MOST_RELEASED).cloned();
+            let rest = more.map(|from| self.released.split_off(&from)).unwrap_or_default();
+            return Some(Up::Released(std::mem::replace(&mut self.released, rest).into_iter().collect()));
         }
         let Some(parts) = &mut self.parts else { return self.piece.take() };
         let (part, last) = parts.next(PART_UP, report_size);

@@ -7,9 +7,10 @@ use crate::pending::{Assembler, Parts, Pending, Update};
 use crate::wire::generated as pb;
 use crate::wire::{Down, MAX_UNITS, PART_DOWN, Up, WireError, instruction_size};
 use crate::{Beat, Chunk, FromAgent, Held, Instruction, Request, ToAgent};
-use fleet_cluster::model::{MachineId, UnitReport};
+use fleet_cluster::model::{MachineId, Revision, UnitReport};
+use fleet_unit::UnitName;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
@@ -31,6 +32,8 @@ const MOST_BEATS: usize = 16;
 
 /// The first protocol number in which agents are told where all servers are.
 const SERVERS_SINCE: u32 = 2;
+/// The first in which they are asked to say when nothing of a unit runs any more.
+const RELEASE_SINCE: u32 = 3;
 
 /// The answer to a beat, with its number; `None`: there will be none.
 type HeldFuture = Pin<Box<dyn Future<Output = Option<(u64, Held)>> + Send>>;
@@ -76,6 +79,7 @@ pub(super) struct State {
     units: Pending<Instruction>,
     parts: Option<Parts<Instruction>>,
     reports: Pending<UnitReport>,
+    released: BTreeMap<UnitName, Revision>,
     assembler: Assembler<UnitReport>,
     requests: HashMap<u64, mpsc::Sender<Chunk>>,
     requested: u64,
@@ -169,12 +173,12 @@ impl<M: Membership> Pump<M> {
                     Some(command) => state.command(command),
                     None => return End::Dropped,
                 },
-                permit = to_daemon.reserve(), if !state.reports.is_empty() => {
+                permit = to_daemon.reserve(), if !state.reports.is_empty() || !state.released.is_empty() => {
                     let Ok(permit) = permit else { return End::Dropped };
                     match state.reports.take() {
                         Some(Update::Snapshot(all)) => permit.send(FromAgent::Snapshot(all)),
                         Some(Update::Changes(changes)) => permit.send(FromAgent::Changes(changes)),
-                        None => {}
+                        None => permit.send(FromAgent::Released(std::mem::take(&mut state.released))),
                     }
                 },
                 permit = out.reserve(), if sending => {
@@ -209,6 +213,7 @@ impl State {
             units: Pending::default(),
             parts: None,
             reports: Pending::default(),
+            released: BTreeMap::new(),
             assembler: Assembler::new(MAX_UNITS),
             requests: HashMap::new(),
             requested: 0,
@@ -250,7 +255,8 @@ impl State {
     /// What the daemon wants sent.
     fn command(&mut self, command: ToAgent) {
         match command {
-            ToAgent::Snapshot(units) => {
+            ToAgent::Snapshot(mut units) => {
+                units.retain(|_, unit| self.knows(unit));
                 // The rest of an older one would be told for nothing.
                 self.parts = None;
                 for (updates, _) in &mut self.behind {
@@ -258,7 +264,12 @@ impl State {
                 }
                 self.units.push(Update::Snapshot(units));
             }
-            ToAgent::Changes(changes) => self.units.push(Update::Changes(changes)),
+            ToAgent::Changes(mut changes) => {
+                for change in changes.values_mut() {
+                    *change = change.take().filter(|unit| self.knows(unit));
+                }
+                self.units.push(Update::Changes(changes));
+            }
             ToAgent::Request(request) => self.request(*request),
             ToAgent::Servers(servers) if self.protocol >= SERVERS_SINCE => {
                 // Of several that wait only the last is worth telling.
@@ -267,6 +278,11 @@ impl State {
             }
             ToAgent::Servers(_) => {}
         }
+    }
+
+    /// Whether the agent understands an instruction; what it does not is as none to it.
+    fn knows(&self, instruction: &Instruction) -> bool {
+        !matches!(instruction, Instruction::Release(_)) || self.protocol >= RELEASE_SINCE
     }
 
     fn request(&mut self, Request { ask, answer }: Request) {
@@ -310,6 +326,12 @@ impl State {
     fn take(&mut self, message: pb::FromAgent) -> Result<(), String> {
         match Up::decode(message).map_err(|error: WireError| error.to_string())? {
             Up::Hello { .. } => return Err("a second hello".to_owned()),
+            Up::Released(units) => {
+                self.released.extend(units);
+                if self.released.len() > MAX_UNITS {
+                    return Err(format!("released: more than {MAX_UNITS} units"));
+                }
+            }
             Up::Reports(part) => {
                 if let Some(update) =
                     self.assembler.push(part).map_err(|error| format!("reports: {error}"))?
@@ -403,4 +425,29 @@ async fn forward(
         }
     }
     let _ = events.send(Event::Unread(number)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_agent_is_not_asked_what_it_does_not_know() {
+        let name = UnitName::parse("a.service").unwrap();
+        for (protocol, knows) in [(RELEASE_SINCE - 1, false), (RELEASE_SINCE, true)] {
+            let mut state = State::new(protocol, mpsc::channel(1).0);
+            assert_eq!(state.next_output(), Some(Down::Welcome { protocol }));
+            let mut told = |command| {
+                state.command(command);
+                let Some(Down::Units(part)) = state.next_output() else { panic!("nothing is told") };
+                part.entries
+            };
+            let release = Some(Instruction::Release(7)).filter(|_| knows);
+            let all = told(ToAgent::Snapshot([(name.clone(), Instruction::Release(7))].into()));
+            assert_eq!(all, Vec::from_iter(release.clone().map(|release| (name.clone(), Some(release)))));
+            // It is not to be held any more, whoever knows of it.
+            let changes = told(ToAgent::Changes([(name.clone(), Some(Instruction::Release(7)))].into()));
+            assert_eq!(changes, [(name.clone(), release)]);
+        }
+    }
 }

@@ -60,7 +60,7 @@ async fn a_peer_of_another_time_is_told_the_versions() {
     let status = raw_session(&connection, hello).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(
-        status.message().contains("the session protocol 7 to 9, we speak 1 to 2"),
+        status.message().contains("the session protocol 7 to 9, we speak 1 to 3"),
         "{}",
         status.message()
     );

@@ -24,7 +24,7 @@ pub struct Certified {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromAgent {
-    #[prost(oneof = "from_agent::Body", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "from_agent::Body", tags = "1, 2, 3, 4, 5, 6")]
     pub body: ::core::option::Option<from_agent::Body>,
 }
 /// Nested message and enum types in `FromAgent`.
@@ -42,6 +42,8 @@ pub mod from_agent {
         /// The number of a Probe, sent back.
         #[prost(uint64, tag = "5")]
         Probed(u64),
+        #[prost(message, tag = "6")]
+        Released(super::Released),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -129,6 +131,10 @@ pub struct UnitEntry {
     /// Nothing is known of it now: to be left as it is. Without `wanted`.
     #[prost(bool, tag = "3")]
     pub leave: bool,
+    /// No longer to be held, and to be answered with Released and this number when nothing of it runs; 0: not to be answered.
+    /// Without `wanted` and `leave`. Who does not know it does not answer.
+    #[prost(uint64, tag = "4")]
+    pub release: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Wanted {
@@ -157,6 +163,20 @@ pub struct ReportEntry {
     /// Absent: nothing of the unit is left on the machine.
     #[prost(message, optional, tag = "2")]
     pub report: ::core::option::Option<Report>,
+}
+/// Nothing of these units runs, nor will, before something else is said of them.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Released {
+    #[prost(message, repeated, tag = "1")]
+    pub units: ::prost::alloc::vec::Vec<ReleasedUnit>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleasedUnit {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// As it was asked.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Report {

@@ -24,8 +24,9 @@ mod tests;
 
 use generated as pb;
 
-/// The newest protocol number this version of fleet speaks. 2: servers tell where all of them are.
-pub const NEWEST_PROTOCOL: u32 = 2;
+/// The newest protocol number this version of fleet speaks. 2: servers tell where all of them are; 3: agents say when
+/// nothing of a unit runs any more.
+pub const NEWEST_PROTOCOL: u32 = 3;
 /// The oldest protocol number this version of fleet speaks: that of the version before.
 pub const OLDEST_PROTOCOL: u32 = 1;
 
@@ -38,6 +39,8 @@ pub(crate) const PART_UP: usize = 64 << 10;
 pub(crate) const PART_DOWN: usize = 256 << 10;
 /// The largest piece of an answer, bytes.
 pub(crate) const MAX_PIECE: usize = 16 << 10;
+/// The most units in one message of units that were released.
+pub(crate) const MOST_RELEASED: usize = 500;
 /// The most units on one machine.
 pub(crate) const MAX_UNITS: usize = 50_000;
 
@@ -83,6 +86,8 @@ pub(crate) enum Up {
         newest: u32,
     },
     Reports(Part<UnitReport>),
+    /// At most [`MOST_RELEASED`].
+    Released(Vec<(UnitName, u64)>),
     Beat {
         number: u64,
         leaving: bool,
@@ -139,6 +144,13 @@ impl Up {
                 last: part.last,
                 entries: part.entries.into_iter().map(report_entry).collect(),
             }),
+            Up::Released(units) => {
+                let unit = |(name, number): (UnitName, u64)| pb::ReleasedUnit {
+                    name: name.as_str().to_owned(),
+                    number,
+                };
+                Body::Released(pb::Released { units: units.into_iter().map(unit).collect() })
+            }
             Up::Beat { number, leaving } => Body::Beat(pb::Beat { number, leaving }),
             Up::Answer { number, piece } => {
                 Body::Answer(pb::Answer { number, piece: Some(encode_piece(piece)) })
@@ -169,6 +181,15 @@ impl Up {
                 }
                 Up::Reports(part(snapshot, reports.first, reports.last, entries))
             }
+            Some(Body::Released(released)) => {
+                if released.units.len() > MOST_RELEASED {
+                    return wrong("released.units", format!("more than {MOST_RELEASED}"));
+                }
+                let units = released.units.into_iter().enumerate().map(|(index, entry)| {
+                    Ok((unit(format!("released.units[{index}].name"), &entry.name)?, entry.number))
+                });
+                Up::Released(units.collect::<Result<_, _>>()?)
+            }
             Some(Body::Beat(beat)) => Up::Beat { number: beat.number, leaving: beat.leaving },
             Some(Body::Answer(answer)) => {
                 Up::Answer { number: answer.number, piece: decode_piece(answer.piece)? }
@@ -191,16 +212,17 @@ impl Down {
                     .entries
                     .into_iter()
                     .map(|(name, instruction)| {
-                        let (wanted, leave) = match instruction {
-                            None => (None, false),
-                            Some(Instruction::Leave) => (None, true),
-                            Some(Instruction::Hold(wanted)) => (Some(wanted), false),
+                        let (wanted, leave, release) = match instruction {
+                            None => (None, false, 0),
+                            Some(Instruction::Leave) => (None, true, 0),
+                            Some(Instruction::Release(number)) => (None, false, number),
+                            Some(Instruction::Hold(wanted)) => (Some(wanted), false, 0),
                         };
                         let wanted = wanted.map(|wanted| pb::Wanted {
                             file: wanted.file.text().to_owned(),
                             state: encode_state(wanted.state).into(),
                         });
-                        pb::UnitEntry { name: name.as_str().to_owned(), wanted, leave }
+                        pb::UnitEntry { name: name.as_str().to_owned(), wanted, leave, release }
                     })
                     .collect(),
             }),
@@ -237,6 +259,9 @@ impl Down {
                 for (index, entry) in units.entries.into_iter().enumerate() {
                     let field = |name: &str| format!("units.entries[{index}].{name}");
                     let name = unit(field("name"), &entry.name)?;
+                    if entry.release != 0 && (entry.wanted.is_some() || entry.leave) {
+                        return wrong(field("release"), "of what is to be held, or left as it is");
+                    }
                     let instruction = match entry.wanted {
                         Some(_) if entry.leave => {
                             return wrong(field("leave"), "with a file of what is to be left as it is");
@@ -252,6 +277,7 @@ impl Down {
                                 state => state,
                             },
                         })),
+                        None if entry.release != 0 => Some(Instruction::Release(entry.release)),
                         None => entry.leave.then_some(Instruction::Leave),
                     };
                     entries.push((name, instruction));
@@ -284,7 +310,7 @@ impl Down {
 pub(crate) fn instruction_size(name: &UnitName, instruction: Option<&Instruction>) -> usize {
     let text = match instruction {
         Some(Instruction::Hold(wanted)) => wanted.file.text().len(),
-        Some(Instruction::Leave) | None => 0,
+        Some(Instruction::Leave | Instruction::Release(_)) | None => 0,
     };
     name.as_str().len() + text + 32
 }

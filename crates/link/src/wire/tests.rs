@@ -20,7 +20,7 @@ fn file() -> impl Strategy<Value = UnitFile> {
 fn instruction() -> impl Strategy<Value = Instruction> {
     let hold = (file(), prop_oneof![Just(DesiredState::Loaded), Just(DesiredState::Launched)])
         .prop_map(|(file, state)| Instruction::Hold(Wanted { file, state }));
-    prop_oneof![4 => hold, 1 => Just(Instruction::Leave)]
+    prop_oneof![4 => hold, 1 => Just(Instruction::Leave), 1 => (1..=u64::MAX).prop_map(Instruction::Release)]
 }
 
 fn report() -> impl Strategy<Value = UnitReport> {
@@ -86,6 +86,7 @@ fn up() -> impl Strategy<Value = Up> {
             newest
         }),
         part(report()).prop_map(Up::Reports),
+        prop::collection::vec((name(), any::<u64>()), 0..6).prop_map(Up::Released),
         (any::<u64>(), any::<bool>()).prop_map(|(number, leaving)| Up::Beat { number, leaving }),
         (any::<u64>(), prop::option::of(chunk())).prop_map(|(number, piece)| Up::Answer { number, piece }),
         any::<u64>().prop_map(Up::Probed),
@@ -134,6 +135,20 @@ proptest! {
         let _ = pb::FromAgent::decode(&bytes[..]).map(Up::decode);
         let _ = pb::ToAgent::decode(&bytes[..]).map(Down::decode);
         let _ = pb::JoinRequest::decode(&bytes[..]);
+    }
+
+    /// A newer version may add fields, to a message and to what is in it.
+    #[test]
+    fn fields_that_are_not_known_are_ignored(up in up(), down in down(), field in 100u32..1000, value in any::<u64>()) {
+        let mut unknown = Vec::new();
+        prost::encoding::uint64::encode(field, &value, &mut unknown);
+        let bytes = [up.clone().encode().encode_to_vec(), unknown.clone()].concat();
+        prop_assert_eq!(Up::decode(pb::FromAgent::decode(&bytes[..]).unwrap()), Ok(up));
+        let bytes = [down.clone().encode().encode_to_vec(), unknown.clone()].concat();
+        prop_assert_eq!(Down::decode(pb::ToAgent::decode(&bytes[..]).unwrap()), Ok(down));
+        let entry = pb::UnitEntry { name: "a.service".to_owned(), release: 7, ..Default::default() };
+        let bytes = [entry.encode_to_vec(), unknown].concat();
+        prop_assert_eq!(pb::UnitEntry::decode(&bytes[..]), Ok(entry));
     }
 
     /// Valid messages with a byte changed come further into the decoding than random ones.
@@ -244,6 +259,7 @@ fn a_server_can_not_ask_for_what_makes_no_sense() {
                 name: "a.service".to_owned(),
                 wanted: Some(pb::Wanted { file: file.to_owned(), state }),
                 leave: false,
+                release: 0,
             }],
             ..Default::default()
         })),

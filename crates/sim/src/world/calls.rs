@@ -1,6 +1,7 @@
 //! Calls of the store: on their way there, carried out, and on their way back; and watches.
 
 use super::*;
+use crate::oracle::{MEMBERS, REMOVED};
 use crate::scenario::Slow;
 use crate::store::{Answer, Request};
 use fleet_registry::records::{FORMAT, MACHINES, PRESENCES, SCHEDULE, STATES, UNITS, put_format, unit_key};
@@ -55,6 +56,25 @@ impl World {
             // A store without conditions takes everything.
             let _ = store.commit(&Txn::of(put_format()));
         });
+        for host in self.scenario.servers..self.hosts.len() {
+            self.join(host);
+        }
+    }
+
+    /// A machine joins the cluster, unless it is in it, as one does with a token.
+    pub(super) fn join(&mut self, host: usize) {
+        let id = self.hosts[host].id.clone();
+        let key = format!("{MEMBERS}{id}");
+        if self.store.get(&key).is_some() {
+            return;
+        }
+        let record = format!(r#"{{"format":1,"key":"{host:064x}","joined":0}}"#);
+        let mut txn = Txn::of(Op::put(&key, record));
+        txn.ops.push(Op::delete(format!("{REMOVED}{id}")));
+        self.in_store(None, |store| {
+            // Without conditions everything is taken.
+            let _ = store.commit(&txn);
+        });
     }
 
     /// Does something in the store, and follows what that changed.
@@ -66,6 +86,14 @@ impl World {
             for batch in batches {
                 self.note(|| format!("revision {}: {}", batch.revision, shown(&batch.events)));
                 self.oracle.follow(self.now, &batch, by);
+                for event in batch.events.iter().filter(|event| event.entry.is_none()) {
+                    let removed = event.key.strip_prefix(MEMBERS);
+                    let host = self.hosts.iter().position(|host| Some(host.id.as_str()) == removed);
+                    if let Some(host) = host {
+                        let after = self.rng.spread(500, 120_000);
+                        self.after(after, Event::Join(host));
+                    }
+                }
             }
             self.wake_watchers();
         }
@@ -259,7 +287,8 @@ impl World {
 
     /// G9: the fields of machines' records, which are read, changed and written back, that this version does not know.
     fn unknown_fields(&self, txn: &Txn) -> Vec<String> {
-        let keys = txn.ops.iter().map(Op::key).filter(|key| key.starts_with(MACHINES));
+        let written = txn.ops.iter().filter(|op| matches!(op, Op::Put { .. }));
+        let keys = written.map(Op::key).filter(|key| key.starts_with(MACHINES));
         let has = |key: &&str| {
             let entry = self.store.get(key);
             entry.is_some_and(|entry| String::from_utf8_lossy(&entry.value).contains(LATER))
