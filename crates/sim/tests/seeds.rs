@@ -23,7 +23,7 @@ fn seeds_of_the_other_half_are_clean() {
 
 /// Seeds that once ended in a violation, and what it was. What happens in a seed changes with the simulator: what was found wrong in
 /// fleet has a test or a deliberate mistake of its own, and these show that the checks do not complain of what is right.
-const ONCE: [(u64, &str); 17] = [
+const ONCE: [(u64, &str); 19] = [
     (9, "a unit whose note could not be written was started again"),
     (16, "a suspended machine's clock drifted from that of its fleetd"),
     (131, "a unit that is Global meanwhile was to say that it had stopped"),
@@ -47,6 +47,8 @@ const ONCE: [(u64, &str); 17] = [
         8_001_350,
         "an agent did not hear that a unit could be read again, since its server had missed that change",
     ),
+    (900_001_349, "a server heard of a removal when the machine had joined again, and had its units stopped"),
+    (900_002_216, "a server that had not heard of a removal yet told the machine what to start"),
 ];
 
 #[test]

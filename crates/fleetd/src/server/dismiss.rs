@@ -93,6 +93,11 @@ impl<S: Store> Session<'_, S> {
         mut beats: mpsc::Receiver<Beat>,
     ) -> anyhow::Result<()> {
         let id = self.hello.id.clone();
+        // This server may have heard late of a removal, and the machine have joined again: then another session is as good as the first.
+        if !self.server.is_removed(&id).await? {
+            info!(machine = %id, "machine {id} was removed, and has joined again: it begins another session");
+            return Ok(());
+        }
         info!(machine = %id, "machine {id} was removed: it is told to stop its units");
         self.dismissed = true;
         if let Some(lease) = self.lease {
