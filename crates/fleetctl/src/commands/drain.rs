@@ -141,6 +141,12 @@ pub(crate) async fn run(context: &Context, args: &DrainMachine) -> Result<i32> {
         Err(code) => return Ok(code),
     };
     let before = format!("Error draining machine {place}: ");
+    // Looked at before, too: of what moves at once some is elsewhere already when the mark is answered.
+    let held = match context.client.drain(&id).await {
+        Ok(Some(drain)) => drain,
+        Ok(None) => return no_such_machine(&place),
+        Err(error) => return Ok(refused(context, &before, &error)),
+    };
     match context.client.mark_machine(&id, MachineMark::Drain, true).await {
         Ok(true) => {}
         Ok(false) => return no_such_machine(&place),
@@ -157,6 +163,7 @@ pub(crate) async fn run(context: &Context, args: &DrainMachine) -> Result<i32> {
         Err(error) => return Ok(refused(context, &before, &error)),
     };
     let mut moves = Moves { from: id.clone(), ..Moves::default() };
+    moves.look(&held);
     moves.look(&drain);
     let deadline = args.deadline.map(|after| Instant::now() + after);
     let end = follow(context, &mut moves, drain, &place, deadline).await?;
