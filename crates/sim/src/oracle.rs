@@ -688,7 +688,9 @@ impl Oracle {
         // The next fleetd may not know how a start ended that the one before could not note.
         let forgotten = !noted && self.killed.get(&host).is_some_and(|killed| *killed >= run.started);
         let fenced = self.is_stop(name, hash);
-        if run.hash == hash && !forgotten && !fenced && !self.was_dropped(host, name, run.started, wanted) {
+        // A Global unit may have gone, and come back, for one that could not be read.
+        let excused = forgotten || fenced || self.is_blind(now) && !self.unreadable.contains(name);
+        if run.hash == hash && !excused && !self.was_dropped(host, name, run.started, wanted) {
             self.violate(now, "G2", format!("{name} was started again on host {host} without a decision"));
         }
     }

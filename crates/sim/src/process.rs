@@ -159,7 +159,9 @@ impl Process {
         self.runtime.block_on(async {
             if let Some(missed) = missed {
                 let missed = missed.saturating_duration_since(Instant::now());
-                tokio::time::advance(missed).await;
+                if !missed.is_zero() {
+                    tokio::time::advance(missed).await;
+                }
             }
             tokio::time::sleep_until(target).await
         });

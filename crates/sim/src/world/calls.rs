@@ -434,6 +434,7 @@ fn edit(value: &mut Vec<u8>, change: impl FnOnce(&mut serde_json::Map<String, se
 
 /// Changes as the trace shows them. The servers' own records have times of day in them.
 fn shown(events: &[Change]) -> String {
+    let timed = ["server/", REMOVED];
     let shown = events.iter().map(|event| match &event.entry {
         Some(entry) if event.key.starts_with(STATES) => {
             let record: serde_json::Value = serde_json::from_slice(&entry.value).unwrap_or_default();
@@ -442,7 +443,7 @@ fn shown(events: &[Change]) -> String {
                 rows.map(|row| format!("{} {} {} {}", row[0], row[1], row[4], row[6]).replace('"', ""));
             format!("{} = {}", event.key, rows.collect::<Vec<_>>().join(", "))
         }
-        Some(entry) if event.key.contains('/') && !event.key.starts_with("server/") => {
+        Some(entry) if event.key.contains('/') && !timed.iter().any(|kind| event.key.starts_with(kind)) => {
             format!("{} = {}", event.key, String::from_utf8_lossy(&entry.value))
         }
         Some(_) => format!("{} = …", event.key),
