@@ -61,8 +61,8 @@ pub(crate) fn run() -> Result<()> {
     step("lints", || run_command(cargo(&clippy)))?;
     step("build", || run_command(cargo(&["build", "-p", "fleetd", "-p", "fleetctl"])))?;
     let bin_dir = target_dir()?.join("debug");
-    // The simulator's are run with optimisation, below.
-    let mut all = cargo(&["test", "--workspace", "--exclude", "fleet-sim"]);
+    // The simulator's are run with optimisation, below. One run tells of all that fails.
+    let mut all = cargo(&["test", "--no-fail-fast", "--workspace", "--exclude", "fleet-sim"]);
     all.env("FLEET_BIN_DIR", &bin_dir);
     let mut counts = step("tests", || tests(all))?;
     let on_etcd = |test: &str, which: &[&str]| {

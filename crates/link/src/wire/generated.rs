@@ -165,7 +165,7 @@ pub struct ReportEntry {
     pub report: ::core::option::Option<Report>,
 }
 /// Nothing of these units runs, nor will, before something else is said of them.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Released {
     #[prost(message, repeated, tag = "1")]
     pub units: ::prost::alloc::vec::Vec<ReleasedUnit>,
