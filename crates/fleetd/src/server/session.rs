@@ -482,7 +482,12 @@ impl<S: Store> Session<'_, S> {
         let lease = self.server.store.grant(self.server.config.agent_ttl).await?;
         let ops = vec![put_presence(&self.hello.id, &self.presence(false), lease)];
         let guard = Compare { key: presence_key(&self.hello.id), revision: known };
-        let revision = self.server.store.commit(Txn { compares: vec![guard], ops }).await?;
+        let written = self.server.store.commit(Txn { compares: vec![guard], ops }).await;
+        if matches!(written, Err(StoreError::Unknown(_) | StoreError::Conflict(_))) {
+            // It may be under another lease now, so that to renew the one from before would say nothing of it.
+            self.lease = None;
+        }
+        let revision = written?;
         self.server.hub.reached(revision).await;
         self.lease = Some(lease);
         self.presence = revision;
