@@ -229,7 +229,9 @@ pub(crate) fn put_file(from: &Path, to: &Path, mode: u32) -> Result<()> {
         if same_mode && fs::hard_link(from, to).is_ok() {
             return Ok(());
         }
-        fs::copy(from, to)?;
+        // By a process of its own: what another thread starts meanwhile would hold the copy open for a moment, and what is open for
+        // writing can't be executed ("Text file busy").
+        outer(&["cp".as_ref(), "--".as_ref(), from.as_os_str(), to.as_os_str()])?;
         fs::set_permissions(to, fs::Permissions::from_mode(mode))?;
         Ok(())
     };
