@@ -198,6 +198,7 @@ impl<S: Systemd> Agent<S> {
         let mut notices = self.systemd.notices();
         let mut session: Option<AgentEnd> = None;
         let mut full_pass = tokio::time::interval_at(Instant::now() + FULL_PASS, FULL_PASS);
+        self.tend_guard().await;
         self.ask_all().await;
         loop {
             self.pulse.set(Some(Instant::now()));
@@ -259,7 +260,10 @@ impl<S: Systemd> Agent<S> {
                 },
                 notice = notices.recv() => match notice {
                     Some(Notice::Units(names)) => self.look_again(names),
-                    Some(Notice::All) => self.look_again(self.slots.keys().cloned().collect()),
+                    Some(Notice::All) => {
+                        self.look_again(self.slots.keys().cloned().collect());
+                        self.tend_missed_guard().await;
+                    }
                     None => {
                         warn!("no more notices from systemd");
                         break;

@@ -171,6 +171,72 @@ async fn a_restarted_fleetd_knows_what_it_has_to() {
     rig.end().await;
 }
 
+/// A fleetd that ended between telling the guard and starting it leaves the file of one that does not run.
+#[tokio::test(start_paused = true)]
+async fn a_restarted_fleetd_takes_no_guard_on_trust() {
+    let lacks = |rig: &Rig| (rig.systemd.jobs(&name(S)).0, rig.systemd.guarded());
+    let trouble = || Some(Error::Unreachable("the bus is away".to_owned()));
+    let systemd = MemorySystemd::default();
+    systemd.refuse_guard(trouble());
+    let mut rig = Rig::new(systemd).await;
+    for restarted in [false, true] {
+        if restarted {
+            rig = Rig::new(rig.end().await.reconnect()).await;
+        }
+        rig.ttl.send_replace(Some(TTL));
+        rig.snapshot(&both()).await;
+        rig.until("the problem", |reports| {
+            reports.get(&name(S)).is_some_and(|report| report.problem.is_some())
+        })
+        .await;
+        rig.quiet().await;
+        assert_eq!(lacks(&rig), (0, None), "restarted: {restarted}");
+        assert!(rig.systemd.find().await.unwrap().guarded.is_some(), "the file is there");
+    }
+    rig.systemd.refuse_guard(None);
+    rig.until_active(S, "active").await;
+    assert!(rig.systemd.guarded().is_some());
+    // Something else stops it, and fleetd is restarted without a server: it runs again when systemd can be reached.
+    let systemd = rig.end().await;
+    systemd.run_guard(false).await.unwrap();
+    systemd.refuse_guard(trouble());
+    let rig = Rig::new(systemd.reconnect()).await;
+    rig.quiet().await;
+    assert_eq!(rig.systemd.guarded(), None);
+    rig.systemd.refuse_guard(None);
+    rig.systemd.set_away(None);
+    rig.systemd.until(|systemd| systemd.guarded().is_some()).await;
+    rig.end().await;
+}
+
+/// The guard was told to go, and can't be stopped: a unit that comes back is made known to it again before it runs.
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_was_dismissed_halfway_is_called_again() {
+    let mut rig = running(MemorySystemd::default()).await;
+    rig.systemd.refuse_guard(Some(Error::Unreachable("the bus is away".to_owned())));
+    rig.change(S, None).await;
+    rig.until("it is gone", |reports| !reports.contains_key(&name(S))).await;
+    rig.quiet().await;
+    rig.change(S, Some(fenced(DesiredState::Launched))).await;
+    rig.until("the problem", |reports| {
+        let problem = reports.get(&name(S)).and_then(|report| report.problem.as_deref());
+        problem.is_some_and(|problem| problem.contains("without the guard"))
+    })
+    .await;
+    rig.quiet().await;
+    assert_eq!(rig.systemd.jobs(&name(S)), (1, 1));
+    // It never came here: nothing of it is left with the guard, which would stop it for what its file said once.
+    rig.change(S, None).await;
+    rig.until("it is gone", |reports| !reports.contains_key(&name(S))).await;
+    rig.systemd.refuse_guard(None);
+    rig.quiet().await;
+    assert_eq!(rig.systemd.find().await.unwrap().guarded, None);
+    rig.change(S, Some(fenced(DesiredState::Launched))).await;
+    rig.until_active(S, "active").await;
+    assert!(rig.systemd.guarded().is_some());
+    rig.end().await;
+}
+
 /// fleetd was paused: when it goes on an answer is there already, and the guard has acted.
 #[tokio::test(start_paused = true)]
 async fn a_unit_that_the_guard_stopped_is_started_again() {

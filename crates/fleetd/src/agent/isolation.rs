@@ -18,8 +18,12 @@ const LOOK: Duration = Duration::from_millis(200);
 pub(super) struct Isolation {
     /// The units with OnIsolation=stop, wanted here or here.
     units: BTreeSet<UnitName>,
-    /// Those that the guard knows, with the time each may take to stop.
+    /// Those that the guard may know, with the time each may take to stop.
     guarded: BTreeMap<UnitName, Time>,
+    /// Those of them that a guard knows for certain, and it runs. What an earlier fleetd told may be all that came of it.
+    armed: BTreeSet<UnitName>,
+    /// Whether the guard ran, if there is anything to guard, when this was seen to last.
+    guard_runs: bool,
     /// Those that have to go from here before they are wanted again; with what to say of it.
     lapsed: BTreeMap<UnitName, Option<String>>,
 }
@@ -43,7 +47,7 @@ impl Isolation {
 
     /// Whether the guard has yet to be told of a unit that is about to be here.
     pub(super) fn lacks_guard(&self, name: &UnitName) -> bool {
-        self.units.contains(name) && !self.guarded.contains_key(name)
+        self.units.contains(name) && !self.armed.contains(name)
     }
 
     /// Why a unit is not here, for the user.
@@ -123,15 +127,17 @@ impl<S: Systemd> Agent<S> {
 
     /// Has units guarded, so that they may be brought here. How long they take to stop is asked when their files are there.
     pub(super) async fn arm(&mut self, names: Vec<UnitName>) {
-        let mut guarded = self.isolation.guarded.clone();
-        guarded.extend(names.iter().map(|name| (name.clone(), Time::MAX)));
+        for name in &names {
+            self.isolation.guarded.entry(name.clone()).or_insert(Time::MAX);
+        }
         let told = async {
-            self.presence.guard(guarded.clone()).await?;
+            self.presence.guard(self.isolation.guarded.clone()).await?;
             self.systemd.run_guard(true).await
         };
         match told.await {
             Ok(()) => {
-                self.isolation.guarded = guarded;
+                self.isolation.guard_runs = true;
+                self.isolation.armed.extend(names.iter().cloned());
                 self.dirty.extend(names);
             }
             Err(error) => {
@@ -158,12 +164,23 @@ impl<S: Systemd> Agent<S> {
         }
     }
 
-    /// Sees that the guard runs, if there is anything to guard: somebody may have stopped it.
+    /// Sees that the guard runs, if there is anything to guard: an earlier fleetd may not have come to start it, and somebody
+    /// may have stopped it.
     pub(super) async fn tend_guard(&mut self) {
-        if !self.isolation.guarded.is_empty()
-            && let Err(error) = self.systemd.run_guard(true).await
-        {
+        if self.isolation.guarded.is_empty() {
+            return;
+        }
+        let started = self.systemd.run_guard(true).await;
+        self.isolation.guard_runs = started.is_ok();
+        if let Err(error) = started {
             warn!("the guard does not run: {error}");
+        }
+    }
+
+    /// Systemd can be reached again: what it could not be asked for before.
+    pub(super) async fn tend_missed_guard(&mut self) {
+        if !self.isolation.guard_runs {
+            self.tend_guard().await;
         }
     }
 
@@ -181,6 +198,8 @@ impl<S: Systemd> Agent<S> {
         }
         let mut guarded = self.isolation.guarded.clone();
         guarded.retain(|name, _| keep(name));
+        // Whatever comes of it, one that comes back here has to be made known again.
+        self.isolation.armed.retain(|name| guarded.contains_key(name));
         let told = async {
             if guarded.is_empty() {
                 self.presence.guard(BTreeMap::new()).await?;
