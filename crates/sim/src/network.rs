@@ -88,6 +88,8 @@ pub(crate) struct Session {
     /// When either side gives up what is silent.
     agent_patience: Duration,
     server_patience: Duration,
+    /// The agent is of the version before that in which agents say when units have stopped: it is not asked, and does not say it.
+    pub(crate) older: bool,
     /// Deliberate mistakes, and the TTL of the machine's presence for one of them.
     pub(crate) mutation: Option<(Mutation, Duration)>,
 }
@@ -119,6 +121,7 @@ impl Session {
             dead: false,
             agent_patience: SILENCE + rng.millis(0, 1_000),
             server_patience: SILENCE + rng.millis(0, 5_000),
+            older: false,
             mutation: None,
         };
         let agent_end = AgentEnd { send: agent_send, receive: agent_receive, beats: agent_beat };
@@ -278,6 +281,7 @@ impl Session {
                 return self.up.push_front((at, message));
             }
             match message {
+                Up::Report(FromAgent::Released(_)) if self.older => {}
                 Up::Report(report) => {
                     let text = reported(&report);
                     match side.inbox.try_send(report) {
@@ -317,6 +321,9 @@ impl Session {
                         (&mut told, self.mutation)
                     {
                         *all = BTreeMap::new();
+                    }
+                    if self.older {
+                        ask_no_release(&mut told);
                     }
                     if self.mutation.is_some_and(|(mutation, _)| mutation == Mutation::EarlyRelease) {
                         let early = released(&told);
@@ -367,6 +374,20 @@ fn reported(report: &FromAgent) -> String {
         FromAgent::Released(_) => "released",
     };
     format!("{kind}: {}", units.join(", "))
+}
+
+/// Leaves out what an agent of an older version does not understand, as the server's end of a real session does.
+fn ask_no_release(told: &mut ToAgent) {
+    let asks = |instruction: &Instruction| matches!(instruction, Instruction::Release(_));
+    match told {
+        ToAgent::Snapshot(all) => all.retain(|_, instruction| !asks(instruction)),
+        ToAgent::Changes(changes) => {
+            for change in changes.values_mut() {
+                change.take_if(|instruction| asks(instruction));
+            }
+        }
+        ToAgent::Request(_) | ToAgent::Servers(_) => {}
+    }
 }
 
 /// What an agent is asked to release.

@@ -122,6 +122,8 @@ pub(crate) struct Scenario {
     pub(crate) isolating: f64,
     /// How many of the servers are of a newer version, which writes fields that others do not know.
     pub(crate) newer: usize,
+    /// How many of the machines without a server are of an older version at first, which does not say that units have stopped.
+    pub(crate) older: f64,
     /// How slow the store may be.
     pub(crate) slow: &'static [Slow],
     /// The longest step of time while nothing is under way.
@@ -155,6 +157,7 @@ impl Scenario {
         self.manners = Manners { stop_timeout: Duration::from_secs(20), ..Manners::default() };
         self.slow = &[Slow::Some(8_000, 0.05), Slow::Writes(8_000, 0.1)];
         self.ttl = Duration::from_secs(10);
+        self.older = 0.0;
         match mutation {
             NoTermGuard => self.agents = 1,
             NoFence => self.slow = &[Slow::Writes(12_000, 0.2)],
@@ -171,7 +174,8 @@ impl Scenario {
         }
     }
 
-    pub(crate) fn new(rng: &mut Rng) -> Self {
+    /// One that is drawn from these; `versions`: for what is older.
+    pub(crate) fn new(rng: &mut Rng, versions: &mut Rng) -> Self {
         let shared = rng.chance(0.6);
         // Of the faults each seed has a few, so that each is also seen without the others.
         let part = rng.fraction();
@@ -209,6 +213,7 @@ impl Scenario {
             names: 2 + rng.below(10),
             isolating: *rng.pick(&[0.0, 0.12, 0.12, 0.7]),
             newer: if rng.chance(0.3) { rng.below(servers + 1) } else { 0 },
+            older: if versions.chance(0.25) { versions.fraction() } else { 0.0 },
             slow: &[
                 Slow::All(100),
                 Slow::All(1_000),

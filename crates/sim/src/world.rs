@@ -74,6 +74,8 @@ struct Host {
     machine: SharedMachine,
     is_server: bool,
     rate: f64,
+    /// Its fleetd is of the version before.
+    is_older: bool,
     /// Counts the processes there were.
     incarnation: u64,
     process: Option<Process>,
@@ -109,6 +111,8 @@ pub(crate) struct World {
     scenario: Scenario,
     now: Time,
     rng: Rng,
+    /// For what is of which version.
+    versions: Rng,
     hosts: Vec<Host>,
     events: BTreeMap<(Time, u64), Event>,
     numbered: u64,
@@ -142,7 +146,8 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, options: Options) -> std::io::Result<Self> {
         let mut rng = Rng::new(seed);
-        let mut scenario = Scenario::new(&mut rng);
+        let mut versions = Rng::of(seed, u64::MAX);
+        let mut scenario = Scenario::new(&mut rng, &mut versions);
         if let Some(mutation) = options.mutation.filter(|_| options.focus) {
             scenario.focus(mutation);
         }
@@ -157,6 +162,7 @@ impl World {
                 machine: Arc::new(Mutex::new(Machine::new(rng.fork(), scenario.manners, rate))),
                 is_server: number < scenario.servers,
                 rate,
+                is_older: number >= scenario.servers && versions.chance(scenario.older),
                 incarnation: 0,
                 process: None,
                 life: None,
@@ -195,6 +201,7 @@ impl World {
             tail: VecDeque::new(),
             options,
             rng,
+            versions,
             scenario,
         };
         for host in &world.hosts {
@@ -433,6 +440,7 @@ impl World {
         self.hosts[host].dial_at = self.now + delay;
         let hello = Hello { id: self.hosts[host].id.clone(), machine: fleetd::described(host) };
         let (mut session, agent_end, server_end) = Session::new(host, server, hello, self.now, &mut self.rng);
+        session.older = self.hosts[host].is_older;
         session.mutation = self.mutation.map(|mutation| (mutation, self.scenario.ttl));
         // A newer session of a machine replaces the older one at the same server.
         for older in self.sessions.values_mut().filter(|older| older.agent == host && older.server == server)
@@ -602,12 +610,24 @@ impl World {
             machine.away = false;
             machine.full = Time::ZERO;
             machine.tell_all();
+            drop(machine);
+            self.update(host);
         }
         for name in self.oracle.unreadable() {
             self.make_readable(&name);
         }
         for host in self.scenario.servers..self.hosts.len() {
             self.join(host);
+        }
+    }
+
+    /// A fleetd of an older version is replaced by one of this.
+    fn update(&mut self, host: usize) {
+        if std::mem::take(&mut self.hosts[host].is_older) && self.hosts[host].process.is_some() {
+            self.note(|| format!("host {host}: fleetd is updated"));
+            self.lose_process(host, true);
+            let after = self.rng.spread(100, 2_000);
+            self.after(after, Event::Begin(host));
         }
     }
 
@@ -682,7 +702,12 @@ impl World {
             return Ok(());
         }
         lock(&self.hosts[number].machine).is_off = false;
-        self.note(|| format!("host {number}: fleetd begins"));
+        // As good a time as any for an update.
+        if self.hosts[number].is_older && self.versions.chance(0.3) {
+            self.hosts[number].is_older = false;
+        }
+        let version = if self.hosts[number].is_older { " of an older version" } else { "" };
+        self.note(|| format!("host {number}: fleetd{version} begins"));
         let host = &mut self.hosts[number];
         host.incarnation += 1;
         let mut process = Process::new(number, self.now, host.rate)?;
