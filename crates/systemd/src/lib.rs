@@ -121,7 +121,7 @@ pub trait Systemd: Send + Sync + 'static {
     /// Reloads systemd's configuration if any of these (installed a moment ago) is loaded from an older file;
     /// says whether it did.
     fn reload_if_needed(&self, units: &[UnitName]) -> impl Future<Output = Result<bool, Error>> + Send;
-    /// Starts a unit and waits for the job to end.
+    /// Starts a unit and waits for the job to end. Jobs are asked for in the order in which their futures are first polled.
     fn start(&self, unit: &UnitName) -> impl Future<Output = Result<JobResult, Error>> + Send;
     /// Stops a unit and waits for the job to end. A unit that systemd does not know is stopped.
     fn stop(&self, unit: &UnitName) -> impl Future<Output = Result<JobResult, Error>> + Send;

@@ -1,6 +1,7 @@
 //! Carrying out steps: jobs, marks, files, states, and what they run into.
 
 use super::*;
+use std::task::{Context, Poll, Waker};
 
 impl<S: Systemd> Agent<S> {
     /// Starts units. First it is noted that this may have happened: should fleetd end meanwhile, the next one knows.
@@ -38,12 +39,20 @@ impl<S: Systemd> Agent<S> {
             jobs.insert(number);
         }
         let systemd = self.systemd.clone();
-        self.jobs.spawn(async move {
+        let mut work = Box::pin(async move {
             let result = match job {
                 Job::Start => systemd.start(&name).await,
                 Job::Stop => systemd.stop(&name).await,
             };
             (name, number, job, hash, result)
+        });
+        // Asked for at once: of two tasks the later one, a stop, may come first, and the start that it was meant for after it.
+        let asked = work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        self.jobs.spawn(async move {
+            match asked {
+                Poll::Ready(done) => done,
+                Poll::Pending => work.await,
+            }
         });
     }
 
@@ -258,6 +267,33 @@ impl<S: Systemd> Agent<S> {
             slot.trouble = Some(trouble);
             self.touched.insert(name.clone());
             self.held.insert(name.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fleet_systemd::memory::{Behaviour, MemorySystemd};
+
+    /// Whichever of the tasks runs first, and none does here before all have been asked.
+    #[tokio::test]
+    async fn jobs_are_asked_for_in_their_order() {
+        let systemd = MemorySystemd::default();
+        let name = UnitName::parse("a.service").unwrap();
+        let file = UnitFile::parse("[Service]\nExecStart=/bin/true\n").unwrap();
+        systemd.install(&[(name.clone(), file.clone())]).await.pop().unwrap().unwrap();
+        systemd.behave(&name, Behaviour::Hangs, Behaviour::Works);
+        let mut agent = Agent::new(Arc::new(systemd.clone())).await.unwrap();
+        agent.begin(name.clone(), Job::Start, file.hash());
+        assert_eq!((systemd.jobs(&name), systemd.active(&name).as_str()), ((1, 0), "activating"));
+        agent.begin(name.clone(), Job::Stop, file.hash());
+        assert_eq!((systemd.jobs(&name), systemd.active(&name).as_str()), ((1, 1), "inactive"));
+        for _ in 0..2 {
+            let (_, number, job, _, result) = agent.jobs.join_next().await.unwrap().unwrap();
+            let ended =
+                if number == 1 { (Job::Start, JobResult::Canceled) } else { (Job::Stop, JobResult::Done) };
+            assert_eq!((job, result.unwrap()), ended);
         }
     }
 }
