@@ -345,7 +345,14 @@ fn sweep() -> Result<()> {
         let orphan = match record {
             Ok(Some(record)) => record.owner.is_some_and(|owner| !owner.is_alive()),
             // Its maker held the lock until the record stood: without one it is a ruin.
-            Ok(None) | Err(_) => true,
+            Ok(None) => true,
+            // It may be in use, by another version; and who wants it gone can name it.
+            Err(error) => {
+                eprintln!(
+                    "fleet-testbed: {name} is left as it is: {error:#} (`fleet-testbed down {name}` ends it)"
+                );
+                false
+            }
         };
         if orphan {
             remove_locked(&name).with_context(|| format!("cannot remove what is left of cluster {name}"))?;
