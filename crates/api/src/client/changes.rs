@@ -1,6 +1,7 @@
 //! Many changes of units at once: in few requests where the server takes them so, else in one for each.
 
-use super::{AT_ONCE, Call, Client, Error, options_of_file, unit_path};
+use super::call::Call;
+use super::{AT_ONCE, Client, Error, options_of_file, unit_path};
 use crate::types::{MOST_CHANGES, Unit, UnitChange, UnitChangeList, UnitChangeOutcome, UnitChangeOutcomes};
 use fleet_unit::UnitFile;
 use futures_util::{StreamExt, stream as futures};

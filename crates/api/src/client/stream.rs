@@ -1,6 +1,7 @@
 //! Answers that do not end by themselves: the event stream and a followed journal.
+use super::Error;
+use super::call::{Target, broke_off};
 use super::transport::Connection;
-use super::{Error, Target};
 use crate::events::Event;
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -43,7 +44,7 @@ impl Pieces {
                     if let Some(code) = frame.trailers_ref().and_then(super::exit_code) {
                         self.exit_code = Some(code);
                     }
-                    if let Some(message) = frame.trailers_ref().and_then(super::broke_off) {
+                    if let Some(message) = frame.trailers_ref().and_then(broke_off) {
                         return Err(Error::Refused { code: 503, message, exit_code: self.exit_code });
                     }
                 }
