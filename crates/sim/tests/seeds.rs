@@ -23,7 +23,7 @@ fn seeds_of_the_other_half_are_clean() {
 
 /// Seeds that once ended in a violation, and what it was. What happens in a seed changes with the simulator: what was found wrong in
 /// fleet has a test or a deliberate mistake of its own, and these show that the checks do not complain of what is right.
-const ONCE: [(u64, &str); 22] = [
+const ONCE: [(u64, &str); 23] = [
     (9, "a unit whose note could not be written was started again"),
     (16, "a suspended machine's clock drifted from that of its fleetd"),
     (131, "a unit that is Global meanwhile was to say that it had stopped"),
@@ -52,6 +52,10 @@ const ONCE: [(u64, &str); 22] = [
     (920_001_578, "a Global unit went for one that could be read again, and came back"),
     (940_003_291, "a server renewed a lease under which the presence was not any more"),
     (950_000_265, "a restarted fleetd took a guard for running that had only been told what to guard"),
+    (
+        1_100_000_479,
+        "a Global unit whose newest record could not be read was stopped for what an older one said",
+    ),
 ];
 
 #[test]

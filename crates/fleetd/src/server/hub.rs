@@ -172,8 +172,9 @@ impl Hub {
     /// A record was written that can be read, or is gone, and the view has that: every agent that was told to leave the unit
     /// alone is to be told anew.
     pub(super) fn set_readable(&self, key: &str) {
-        lock(&self.outdated).remove(key);
-        if lock(&self.unreadable).remove(key).is_none() {
+        let was_outdated = lock(&self.outdated).remove(key).is_some();
+        let was_unreadable = lock(&self.unreadable).remove(key).is_some();
+        if !was_outdated && !was_unreadable {
             return;
         }
         let Some(name) = unit_of(key) else { return };
@@ -200,10 +201,24 @@ impl Hub {
         reason.or_else(|| self.unreadable(name))
     }
 
-    /// All units of which a record can't be read.
+    /// Whether a machine that does not hold a unit is to leave it as it is, for want of a record that can be read. Of a Global unit that
+    /// includes one that can't be read as it is now: where it does not fit any more by what is known, it may fit all the same.
+    pub(super) fn is_left_alone(&self, view: &View, name: &UnitName) -> bool {
+        let is_global = || {
+            view.unit(name)
+                .is_some_and(|unit| unit.requirements.global && unit.desired >= DesiredState::Loaded)
+        };
+        self.unreadable(name).is_some() || is_global() && self.unchangeable(name).is_some()
+    }
+
+    /// All units of which a record can't be read, or not as it is now.
     pub(super) fn all_unreadable(&self) -> BTreeSet<UnitName> {
-        let unreadable = lock(&self.unreadable);
-        unreadable.keys().filter_map(|key| unit_of(key)).collect()
+        let of = |records: &Mutex<BTreeMap<Arc<str>, String>>| {
+            lock(records).keys().filter_map(|key| unit_of(key)).collect::<BTreeSet<_>>()
+        };
+        let mut units = of(&self.unreadable);
+        units.extend(of(&self.outdated));
+        units
     }
 
     /// Lets everybody wait who waits for the view: what it has is not what the registry has.

@@ -283,16 +283,15 @@ impl<S: Store> Session<'_, S> {
             }
             let wanted = view.all_wanted(&self.hello.id);
             self.told = wanted.into_iter().map(|(name, wanted)| (name, wanted.into())).collect();
+            for name in self.server.hub.all_unreadable() {
+                if self.server.hub.is_left_alone(&view, &name) {
+                    self.told.entry(name).or_insert(Instruction::Leave);
+                }
+            }
             for name in view.leaving_from(&self.hello.id) {
                 if let Some(release) = self.asks_release(&view, name) {
                     self.told.entry(name.clone()).or_insert(release);
                 }
-            }
-        }
-        for name in self.server.hub.all_unreadable() {
-            let told = self.told.entry(name).or_insert(Instruction::Leave);
-            if matches!(told, Instruction::Release(_)) {
-                *told = Instruction::Leave;
             }
         }
         self.ever_told.extend(self.told.keys().cloned());
@@ -380,7 +379,7 @@ impl<S: Store> Session<'_, S> {
             for name in std::mem::take(&mut self.untold) {
                 let wanted = match view.wanted(&self.hello.id, &name) {
                     Some(wanted) => Some(Instruction::Hold(wanted)),
-                    None if self.server.hub.unreadable(&name).is_some() => Some(Instruction::Leave),
+                    None if self.server.hub.is_left_alone(&view, &name) => Some(Instruction::Leave),
                     None => self.asks_release(&view, &name),
                 };
                 if wanted.as_ref() != self.told.get(&name) {

@@ -142,6 +142,56 @@ async fn a_record_that_cannot_be_read_is_no_instruction() {
     store.close().await;
 }
 
+/// What is known of it is old: a Global unit that does not fit any more by that may fit all the same.
+#[tokio::test]
+async fn a_global_unit_is_not_withdrawn_for_what_an_older_record_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(directory.path()).unwrap();
+    let mut tasks = Tasks::new();
+    let (server, cancel) = server(&store, 1, &mut tasks);
+    server.hub().reached(1).await;
+    let [a, b] = ["a.service", "b.service"].map(|name| UnitName::parse(name).unwrap());
+    let global = |more: &str| {
+        UnitFile::parse(&format!("[Service]\nExecStart=/bin/true\n[X-Fleet]\nGlobal=true\n{more}")).unwrap()
+    };
+    let launched = Some(DesiredState::Launched);
+    server.put_unit(&b, Some(global("Conflicts=a.service\n")), launched).await.unwrap();
+    let record = store.range("unit/b.service").await.unwrap().entries[0].value.to_vec();
+    let mut sessions = JoinSet::new();
+    let mut connect = || {
+        let hello = Hello { id: MachineId::parse(&"a".repeat(32)).unwrap(), machine: Machine::default() };
+        let (server_end, agent) = fleet_link::local(hello);
+        let server = server.clone();
+        sessions.spawn(async move { server.serve_agent(server_end).await });
+        agent
+    };
+    let mut agent = connect();
+    let Some(ToAgent::Snapshot(told)) = agent.receive.recv().await else { panic!("no snapshot") };
+    assert!(matches!(told[&b], Instruction::Hold(_)), "{told:?}");
+    store.commit(Txn::of(Op::put("unit/b.service", "{\"format\":99}"))).await.unwrap();
+    server.put_unit(&a, Some(global("")), launched).await.unwrap();
+    let Some(ToAgent::Changes(told)) = agent.receive.recv().await else { panic!("no change") };
+    assert!(matches!(told[&a], Some(Instruction::Hold(_))), "{told:?}");
+    assert_eq!(told[&b], Some(Instruction::Leave));
+    // Who asks anew hears the same.
+    drop(agent);
+    let mut agent = connect();
+    let Some(ToAgent::Snapshot(told)) = agent.receive.recv().await else { panic!("no snapshot") };
+    assert_eq!((told.len(), &told[&b]), (2, &Instruction::Leave));
+    // It can be read again, and conflicts indeed.
+    store.commit(Txn::of(Op::put("unit/b.service", record))).await.unwrap();
+    let Some(ToAgent::Changes(told)) = agent.receive.recv().await else { panic!("no change") };
+    assert_eq!(told, [(b, None)].into());
+    cancel.cancel();
+    while let Some(ended) = sessions.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    store.close().await;
+}
+
 #[tokio::test]
 async fn a_leader_that_was_replaced_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
