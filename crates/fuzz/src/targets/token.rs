@@ -16,7 +16,9 @@ pub(super) fn token(bytes: &[u8]) -> Seen {
             }
             Err(error) => {
                 let word = text.trim().rsplit('-').next().unwrap_or_default();
-                assert!(word.len() < 16 || !error.to_string().contains(word), "a secret is shown");
+                // Who gives the message's own words has given no secret away.
+                let is_secret = word.len() >= 16 && !word.contains(char::is_whitespace);
+                assert!(!is_secret || !error.to_string().contains(word), "a secret is shown");
                 seen.push(Seen::message(&error.to_string()).0);
             }
         }
