@@ -6,7 +6,8 @@
 //!
 //! The first line that holds says the step. *live* is [`SystemdState::is_live`]; *hash* is that of the wanted file;
 //! two texts with the same hash differ in comments and blanks only. *begun*: fleet asked for a start, and does not know how
-//! that ended (it was ended itself meanwhile); that it may have happened counts where the unit is not to run.
+//! that ended (it was ended itself meanwhile); that it may have happened counts where the unit is not to run. *unsure*: what
+//! is said to be here may be something else, or systemd may not have read it.
 //!
 //! | wanted   | file here       | started by fleet | systemd             | step |
 //! |----------|-----------------|------------------|---------------------|------|
@@ -35,7 +36,7 @@
 //! | launched | any             | with another hash | live               | Stop |
 //! | launched | any             | with another hash | not live           | Release |
 //! | launched | another hash    | no, begun        | live                | Stop: it runs an older file |
-//! | loaded, launched | another text | any         | any                 | Install |
+//! | loaded, launched | another text, unsure | any | any                 | Install |
 //! | loaded   | this text       | no               | any                 | Rest: what a timer or socket started is left alone |
 //! | launched | this text       | with this hash   | any                 | Rest: whether it runs, failed or ended is reported, not changed |
 //! | launched | this text       | no, begun        | deactivating        | Rest: until it has ended |
@@ -64,6 +65,9 @@ pub enum Job {
 pub struct Observed {
     /// The text of its file in the units directory, if it is there and linked.
     pub text: Option<Arc<str>>,
+    /// Whether another file may be there by now, or systemd may not have read this one: an attempt to write one, or to have it read,
+    /// failed or was cut off.
+    pub unsure: bool,
     /// The hash of the file with which fleet started it since the machine booted.
     pub launched: Option<Hash>,
     /// Whether fleet has asked for a start since then and does not know how that ended.
@@ -148,7 +152,7 @@ fn next_wanted(wanted: &Wanted, observed: &Observed) -> Step {
     if other {
         return if state.is_live() { Step::Stop } else { Step::Release };
     }
-    if observed.text.as_deref() != Some(wanted.file.text()) {
+    if observed.unsure || observed.text.as_deref() != Some(wanted.file.text()) {
         let outdated = launch && observed.launched.is_none() && hash_here(wanted, observed) != Some(hash);
         return if outdated && state.is_live() { Step::Stop } else { Step::Install };
     }
@@ -180,7 +184,7 @@ fn hash_of(text: &str) -> Option<Hash> {
 /// - What is inherited is not fleet's (yet).
 /// - A state of systemd that is not known is not guessed: there is no report until it was asked.
 /// - A unit counts as launched when it was started with the wanted file, as loaded when that is there, and as
-///   inactive while another file is (golden/04-submit.txt: after --replace).
+///   inactive while another file is, or may be (golden/04-submit.txt: after --replace).
 /// - If not even its file could be written, `problem` is reported with the state of an unknown unit.
 pub fn report(wanted: Option<&Wanted>, observed: &Observed, problem: Option<&str>) -> Option<UnitReport> {
     if observed.inherited {
@@ -208,6 +212,7 @@ pub fn report(wanted: Option<&Wanted>, observed: &Observed, problem: Option<&str
         _ if here.is_none() || here != expected => CurrentState::Inactive,
         Some(launched) if Some(launched) == expected => CurrentState::Launched,
         Some(_) => CurrentState::Inactive,
+        None if observed.unsure => CurrentState::Inactive,
         None => CurrentState::Loaded,
     };
     // A file that was damaged on the machine has no hash of its own: then that of what runs, or of none.

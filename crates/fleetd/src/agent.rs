@@ -151,6 +151,19 @@ impl<S: Systemd> Agent<S> {
                 inherited.join(" ")
             );
         }
+        // Whether systemd was had to read a file before the fleetd that wrote it ended is known only of what was started with it.
+        let unread = slots.iter().filter(|(_, Slot { observed, .. })| {
+            observed.text.is_some() && observed.launched.is_none() && !observed.inherited
+        });
+        let unread: Vec<_> = unread.map(|(name, _)| name.clone()).collect();
+        if !unread.is_empty()
+            && let Err(error) = systemd.reload_if_needed(&unread).await
+        {
+            warn!("not known whether systemd has read all unit files: {error}");
+            for name in &unread {
+                slots.entry(name.clone()).or_default().observed.unsure = true;
+            }
+        }
         let names: Vec<_> = slots.keys().cloned().collect();
         let guarded = found.guarded.as_ref().map(|guarded| guarded.units.clone()).unwrap_or_default();
         let mut agent = Agent {

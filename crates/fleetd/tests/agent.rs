@@ -327,3 +327,31 @@ async fn what_another_fleet_left_goes_on_until_it_is_wanted() {
     assert_eq!(rig.systemd.active(&other), "active");
     assert!(rig.systemd.has_file(&other));
 }
+
+/// A fleetd was ended after it had written a file, and before it had had systemd read it.
+#[tokio::test(start_paused = true)]
+async fn a_restarted_fleetd_has_systemd_read_what_was_written() {
+    let systemd = MemorySystemd::default();
+    let unit = name("a.service");
+    let write = async |text: &str| {
+        let file = UnitFile::parse(text).unwrap();
+        systemd.install(&[(unit.clone(), file)]).await.pop().unwrap().unwrap();
+    };
+    write(SLEEP).await;
+    // What failed stays in systemd's memory.
+    systemd.behave(&unit, Behaviour::Fails, Behaviour::Works);
+    systemd.start(&unit).await.unwrap();
+    systemd.behave(&unit, Behaviour::Works, Behaviour::Works);
+    let newer = format!("{SLEEP}KillMode=mixed\n");
+    write(&newer).await;
+    let mut rig = Rig::new(systemd.reconnect()).await;
+    rig.snapshot(&[("a.service", wanted(&newer, DesiredState::Launched))]).await;
+    rig.until_active("a.service", "active").await;
+    assert_eq!(rig.systemd.reloads(), 1);
+    // Once is enough.
+    let mut rig = Rig::new(rig.end().await.reconnect()).await;
+    rig.snapshot(&[("a.service", wanted(&newer, DesiredState::Launched))]).await;
+    rig.until_active("a.service", "active").await;
+    assert_eq!((rig.systemd.reloads(), rig.systemd.jobs(&unit)), (1, (2, 0)));
+    rig.end().await;
+}

@@ -23,7 +23,7 @@ fn seeds_of_the_other_half_are_clean() {
 
 /// Seeds that once ended in a violation, and what it was. What happens in a seed changes with the simulator: what was found wrong in
 /// fleet has a test or a deliberate mistake of its own, and these show that the checks do not complain of what is right.
-const ONCE: [(u64, &str); 23] = [
+const ONCE: [(u64, &str); 24] = [
     (9, "a unit whose note could not be written was started again"),
     (16, "a suspended machine's clock drifted from that of its fleetd"),
     (131, "a unit that is Global meanwhile was to say that it had stopped"),
@@ -55,6 +55,10 @@ const ONCE: [(u64, &str); 23] = [
     (
         1_100_000_479,
         "a Global unit whose newest record could not be read was stopped for what an older one said",
+    ),
+    (
+        1_300_017_471,
+        "a file that was written over, and not read by systemd, was taken to be there when it was wanted again",
     ),
 ];
 

@@ -25,9 +25,10 @@ fn observed() -> impl Strategy<Value = Observed> {
     let launched = prop::sample::select(vec![None, Some(file(0).hash()), Some(file(2).hash())]);
     let states = LIVE.iter().chain(&DOWN).map(|active| Some(state(active))).chain([None]).collect::<Vec<_>>();
     let job = prop::sample::select(vec![None, Some(Job::Start), Some(Job::Stop)]);
-    let all = (text, launched, any::<bool>(), prop::sample::select(states), job);
-    all.prop_map(|(text, launched, begun, systemd, job)| Observed {
+    let all = (text, any::<bool>(), launched, any::<bool>(), prop::sample::select(states), job);
+    all.prop_map(|(text, unsure, launched, begun, systemd, job)| Observed {
         text: text.map(Arc::from),
+        unsure,
         launched,
         begun,
         inherited: false,
@@ -72,9 +73,11 @@ impl Machine {
             Step::Ask => self.observed.systemd = Some(self.actual.clone()),
             Step::Install => {
                 self.observed.text = wanted.map(|wanted| wanted.file.shared_text());
+                self.observed.unsure = false;
                 self.observed.systemd = None;
             }
             Step::Start(hash) => {
+                assert!(!self.observed.unsure, "it starts what it knows");
                 assert_eq!(
                     self.observed.text.as_deref().and_then(hash_of),
                     Some(hash),
@@ -179,6 +182,7 @@ proptest! {
         let wanted = wanted(index, if launch { DesiredState::Launched } else { DesiredState::Loaded });
         let observed = Observed {
             text: Some(wanted.file.shared_text()),
+            unsure: false,
             launched: launch.then(|| wanted.file.hash()),
             begun: false,
             inherited: false,
@@ -328,6 +332,21 @@ fn what_ends_by_itself_is_started_when_it_has_ended() {
     let launched = wanted(0, DesiredState::Launched);
     machine.settle(Some(&launched));
     assert_eq!(machine.steps[..4], [Step::Ask, Step::Rest, Step::Ask, Step::Start(launched.file.hash())]);
+}
+
+/// Another file was to be written, which failed or did not; then this one is wanted again.
+#[test]
+fn what_may_have_been_written_over_is_written_again() {
+    for state in [DesiredState::Loaded, DesiredState::Launched] {
+        let torn = Observed { text: Some(TEXTS[0].into()), unsure: true, ..Observed::default() };
+        let mut machine = Machine::new(&torn, "inactive");
+        let wanted = wanted(0, state);
+        machine.settle(Some(&wanted));
+        assert_eq!(machine.steps[..3], [Step::Ask, Step::Install, Step::Ask]);
+        let systemd = Some(machine.actual.clone());
+        let report = report(Some(&wanted), &Observed { systemd, ..torn }, None).unwrap();
+        assert_eq!(report.current, CurrentState::Inactive);
+    }
 }
 
 #[test]

@@ -136,27 +136,30 @@ impl<S: Systemd> Agent<S> {
                 Ok(()) => {
                     // A unit that systemd may have loaded from an older file has to be read again.
                     let before = slot.observed.text.replace(file.shared_text());
-                    if slot.observed.systemd.take().is_some() || before.is_some() {
-                        changed.push((name.clone(), before));
+                    let was_unsure = std::mem::take(&mut slot.observed.unsure);
+                    if slot.observed.systemd.take().is_some() || before.is_some() || was_unsure {
+                        changed.push(name.clone());
                     } else {
                         new.push(name.clone());
                     }
                     self.succeed(&name);
                     self.dirty.insert(name);
                 }
-                Err(error) => self.fail(&name, error.to_string()),
+                Err(error) => {
+                    // It may have been written all the same.
+                    slot.observed.unsure = true;
+                    self.fail(&name, error.to_string());
+                }
             }
         }
         if !changed.is_empty() {
-            let names: Vec<_> = changed.iter().map(|(name, _)| name.clone()).collect();
-            match self.systemd.reload_if_needed(&names).await {
+            match self.systemd.reload_if_needed(&changed).await {
                 Ok(reloaded) => debug!(reloaded, "{} unit files changed", changed.len()),
                 Err(error) => {
-                    for (name, before) in changed {
-                        // Written again at the next attempt, so that the reload is not forgotten; or taken away, should nobody want
-                        // it any more by then: there is a file.
+                    for name in changed {
+                        // Written again at the next attempt, so that the reload is not forgotten.
                         if let Some(slot) = self.slots.get_mut(&name) {
-                            slot.observed.text = Some(before.unwrap_or_default());
+                            slot.observed.unsure = true;
                         }
                         self.fail(&name, error.to_string());
                     }
