@@ -108,6 +108,9 @@ pub struct PresenceRecord {
     /// It is about to give its presence up on purpose; see the module.
     #[serde(default, skip_serializing_if = "is_not_set")]
     pub leaving: bool,
+    /// The lease that it is written under, so that another server can end it: who renews it has to find out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<crate::LeaseId>,
 }
 
 /// Flags that are not set are not written, so that records look as before there were flags.
@@ -191,9 +194,10 @@ pub fn put_states(id: &MachineId, reports: &BTreeMap<UnitName, UnitReport>, leas
     let units = reports.iter().map(row).collect();
     put(states_key(id), &StatesRecord { format: FORMAT, units }, Some(lease))
 }
-/// Writes a machine's presence.
+/// Writes a machine's presence, and in it the lease.
 pub fn put_presence(id: &MachineId, record: &PresenceRecord, lease: crate::LeaseId) -> Op {
-    put(presence_key(id), record, Some(lease))
+    let record = PresenceRecord { lease: Some(lease), ..record.clone() };
+    put(presence_key(id), &record, Some(lease))
 }
 /// Writes a machine's metadata edits.
 pub fn put_machine(id: &MachineId, record: &MachineRecord) -> Op {
@@ -408,7 +412,15 @@ mod tests {
     fn presence(metadata: &[(&str, &str)]) -> PresenceRecord {
         let metadata = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
         let (public_ip, version) = ("10.0.0.1".into(), "2.0.0".into());
-        PresenceRecord { format: FORMAT, public_ip, metadata, version, server: None, leaving: false }
+        PresenceRecord {
+            format: FORMAT,
+            public_ip,
+            metadata,
+            version,
+            server: None,
+            leaving: false,
+            lease: None,
+        }
     }
     fn edits(edits: &[(&str, Option<&str>)]) -> MachineRecord {
         let metadata = edits.iter().map(|(k, v)| (k.to_string(), v.map(str::to_owned))).collect();
@@ -493,7 +505,7 @@ mod tests {
             value(put_presence(&a, &presence(&[("disk", "ssd")]), LeaseId(1))),
             (
                 key("presence"),
-                r#"{"format":1,"public_ip":"10.0.0.1","metadata":{"disk":"ssd"},"version":"2.0.0"}"#.into()
+                r#"{"format":1,"public_ip":"10.0.0.1","metadata":{"disk":"ssd"},"version":"2.0.0","lease":1}"#.into()
             )
         );
         assert_eq!(

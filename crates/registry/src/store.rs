@@ -5,7 +5,7 @@ pub use fleet_cluster::model::Revision;
 
 /// A lease: keys put under it vanish when it is not kept alive for its TTL, or is revoked.
 /// A store may drop all leases and their keys when it restarts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct LeaseId(pub i64);
 
 /// A key and its value, with the revision it was last written at (> 0).

@@ -37,6 +37,8 @@ use std::time::Duration;
 
 /// For so long what was true counts as known to somebody: it was on its way, or a machine was busy with it.
 const NEWS: Duration = Duration::from_secs(5);
+/// How much longer it takes out of a slow store.
+const SLOW: Duration = Duration::from_secs(8);
 /// How long an agent may take to see what it was told.
 const SOON: Duration = Duration::from_secs(1);
 /// A sign of life was sent up to this long before it was seen that it was.

@@ -23,7 +23,7 @@ fn seeds_of_the_other_half_are_clean() {
 
 /// Seeds that once ended in a violation, and what it was. What happens in a seed changes with the simulator: what was found wrong in
 /// fleet has a test or a deliberate mistake of its own, and these show that the checks do not complain of what is right.
-const ONCE: [(u64, &str); 24] = [
+const ONCE: [(u64, &str); 26] = [
     (9, "a unit whose note could not be written was started again"),
     (16, "a suspended machine's clock drifted from that of its fleetd"),
     (131, "a unit that is Global meanwhile was to say that it had stopped"),
@@ -60,6 +60,11 @@ const ONCE: [(u64, &str); 24] = [
         1_300_017_471,
         "a file that was written over, and not read by systemd, was taken to be there when it was wanted again",
     ),
+    (
+        1_510_013_444,
+        "a session renewed its lease when the machine's presence had been ended under another one",
+    ),
+    (1_510_014_712, "what a slow store told late was taken for no decision"),
 ];
 
 #[test]

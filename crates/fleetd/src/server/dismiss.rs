@@ -68,17 +68,16 @@ impl<S: Store> Server<S> {
         let still = Compare { key: removed_key(id), revision: removed.revision };
         let mut txn = Txn { compares: vec![still], ops: Vec::new() };
         let Some(lease) = self.add_farewell(&mut txn, id).await? else { return Ok(()) };
-        let committed = self.store.commit(txn).await;
-        self.store.revoke(lease).await?;
-        match committed {
+        match self.store.commit(txn).await {
             Ok(_) => {
-                info!(machine = %id, "machine {id}, which was removed, is out of reach: its presence ends")
+                self.end_lease(lease).await?;
+                info!(machine = %id, "machine {id}, which was removed, is out of reach: its presence ends");
+                Ok(())
             }
             // A session began, or it ended meanwhile.
-            Err(StoreError::Conflict(_)) => {}
-            Err(error) => return Err(error.into()),
+            Err(StoreError::Conflict(_) | StoreError::LeaseEnded) => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 }
 
@@ -186,7 +185,8 @@ mod tests {
     use fleet_cluster::{engine::Policy, model::Machine};
     use fleet_link::serve::{Joining, Membership as _};
     use fleet_link::{Hello, ServerEnd, ca::MachineKey, token::Terms};
-    use fleet_registry::{EmbeddedStore, records::presence_key};
+    use fleet_registry::EmbeddedStore;
+    use fleet_registry::records::{PresenceRecord, presence_key};
     use tokio::task::JoinSet;
     use tokio_util::sync::CancellationToken;
 
@@ -248,12 +248,16 @@ mod tests {
         {
             revisions.changed().await.unwrap();
         }
+        let presence = store.get(&presence_key(&id(7))).await.unwrap().unwrap();
+        let presence: PresenceRecord = serde_json::from_slice(&presence.value).unwrap();
         for number in [8, 7] {
             two.remove_machine(&id(number)).await.unwrap();
         }
         while two.peers.session_of(&id(7)).is_some() {
             revisions.changed().await.unwrap();
         }
+        // A session that went on somewhere after all would find that out as it renews.
+        assert_eq!(store.keep_alive(presence.lease.unwrap()).await, Err(StoreError::LeaseEnded));
         // It lets go of its units first. That it was removed first means that it was looked at.
         assert!(store.get(&presence_key(&id(8))).await.unwrap().is_some());
         cancel.cancel();

@@ -273,13 +273,17 @@ impl<S: Store> Server<S> {
             ],
         };
         let farewell = self.add_farewell(&mut txn, id).await?;
-        let committed = self.store.commit(txn).await;
-        if let Some(lease) = farewell {
-            self.store.revoke(lease).await?;
-        }
-        match committed {
-            Ok(revision) => self.hub.reached(revision).await,
-            Err(StoreError::Conflict(_)) => return Err(MembershipError::Contended(format!("machine {id}"))),
+        match self.store.commit(txn).await {
+            Ok(revision) => {
+                if let Some(lease) = farewell {
+                    self.end_lease(lease).await?;
+                }
+                self.hub.reached(revision).await;
+            }
+            // Something of the machine was written meanwhile, or its presence ran out.
+            Err(StoreError::Conflict(_) | StoreError::LeaseEnded) => {
+                return Err(MembershipError::Contended(format!("machine {id}")));
+            }
             Err(error) => return Err(error.into()),
         }
         info!(machine = %id, "removed machine {id} from the cluster");
@@ -311,7 +315,10 @@ impl<S: Store> Server<S> {
     }
 
     /// Adds to a transaction what ends a machine's presence as when it leaves: first it is said, then the presence ends with the lease that
-    /// is returned, which is to be revoked. `None`: there is no presence, or it is not to be ended.
+    /// is returned, which is to be revoked when that is committed. `None`: there is no presence, or it is not to be ended.
+    ///
+    /// It is the lease of the machine's session, if that goes on somewhere after all: under another one the session would go on renewing its
+    /// own, and tell the machine that it is there.
     pub(super) async fn add_farewell(
         &self,
         txn: &mut Txn,
@@ -322,12 +329,24 @@ impl<S: Store> Server<S> {
         if !self.may_end_presence(id, record.server.as_ref()) {
             return Ok(None);
         }
-        let lease = self.store.grant(self.config.agent_ttl).await?;
+        let lease = match record.lease {
+            Some(lease) => lease,
+            // Written by an older version.
+            None => self.store.grant(self.config.agent_ttl).await?,
+        };
         let record = PresenceRecord { leaving: true, ..record };
         txn.compares.push(Compare { key: presence_key(id), revision: presence.revision });
         txn.ops.push(put_presence(id, &record, lease));
         txn.ops.push(Op::Delete { key: states_key(id) });
         Ok(Some(lease))
+    }
+
+    /// Ends a lease, if it has not ended by itself.
+    pub(super) async fn end_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        match self.store.revoke(lease).await {
+            Err(StoreError::LeaseEnded) => Ok(()),
+            ended => ended,
+        }
     }
 
     /// Whether the presence of a machine that is removed ends with that, and does not run out. Not while it has a session, in which it

@@ -471,6 +471,7 @@ impl<S: Store> Session<'_, S> {
             version: self.hello.machine.version.clone(),
             server: Some(self.server.config.machine.clone()),
             leaving,
+            lease: None,
         }
     }
 

@@ -63,7 +63,7 @@ impl Oracle {
     /// before that.
     fn heard_from(&self, host: usize, then: Time) -> Time {
         let stalled = self.stalled.get(&host).filter(|(_, until)| *until + NEWS >= then);
-        stalled.map_or(then, |(from, _)| then.min(*from)).saturating_sub(NEWS)
+        stalled.map_or(then, |(from, _)| then.min(*from)).saturating_sub(NEWS + SLOW)
     }
 
     /// Since when it may have been known on a host that a unit that runs there was to be started.
