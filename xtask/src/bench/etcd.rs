@@ -90,7 +90,7 @@ pub(super) fn run(bin_dir: &Path) -> Result<Vec<Figure>> {
     {
         let (cluster, etcd) = progress(&format!("Booting {name}"), || up(bin_dir, layout))?;
         figures.push(progress(&format!("{} s of doing nothing", IDLE.as_secs()), || idle(&etcd, name))?);
-        let load = progress(&format!("{UNITS} new units"), || many(&cluster, &etcd, PATIENCE))?;
+        let load = progress(&format!("{UNITS} new units"), || many(&cluster, &etcd, layout))?;
         figures.push(Figure {
             name: format!("transactions in etcd for 100 of {UNITS} new units, {name}"),
             detail: load.told(),
@@ -104,23 +104,29 @@ pub(super) fn run(bin_dir: &Path) -> Result<Vec<Figure>> {
         cluster.down()?;
     }
     if let Some(directory) = std::env::var_os(ORIGINAL) {
-        let (cluster, etcd) =
-            progress("Booting three servers of fleet 1.0", || up(Path::new(&directory), Layout::Original))?;
-        let before = Load::of(&etcd)?;
-        let start = Instant::now();
-        let load = progress(&format!("{UNITS} new units"), || many(&cluster, &etcd, ORIGINAL_PATIENCE))?;
-        println!(
-            "\nfleet 1.0: {:.2} entries for 100 of {UNITS} new units, in {} s\n    {}; {} before",
-            load.entries * 100.0 / UNITS as f64,
-            start.elapsed().as_secs(),
-            load.told(),
-            before.entries
-        );
-        cluster.down()?;
+        // What it can't do is no reason to say nothing of this fleet.
+        if let Err(error) = original(Path::new(&directory)) {
+            println!("\nfleet 1.0 could not be measured: {error:#}");
+        }
     } else {
         println!("\n{ORIGINAL}=DIRECTORY, with fleetd and fleetctl of fleet 1.0, has these measured, too.");
     }
     Ok(figures)
+}
+
+fn original(directory: &Path) -> Result<()> {
+    let (cluster, etcd) = progress("Booting three servers of fleet 1.0", || up(directory, Layout::Original))?;
+    let before = Load::of(&etcd)?;
+    let start = Instant::now();
+    let load = progress(&format!("{UNITS} new units"), || many(&cluster, &etcd, Layout::Original))?;
+    println!(
+        "\nfleet 1.0: {:.2} entries for 100 of {UNITS} new units, in {} s\n    {}; {} before",
+        load.entries * 100.0 / UNITS as f64,
+        start.elapsed().as_secs(),
+        load.told(),
+        before.entries
+    );
+    cluster.down()
 }
 
 fn up(bin_dir: &Path, layout: Layout) -> Result<(Cluster, Etcd)> {
@@ -171,7 +177,8 @@ fn until(host: &Host, script: &str, number: usize, patience: Duration) -> Result
 }
 
 /// What many units cost until all run and nothing more is said of it.
-fn many(cluster: &Cluster, etcd: &Etcd, patience: Duration) -> Result<Load> {
+fn many(cluster: &Cluster, etcd: &Etcd, layout: Layout) -> Result<Load> {
+    let patience = if layout == Layout::Original { ORIGINAL_PATIENCE } else { PATIENCE };
     let server = cluster.host(0);
     measure(
         server,
@@ -182,15 +189,26 @@ fn many(cluster: &Cluster, etcd: &Etcd, patience: Duration) -> Result<Load> {
     .map(drop)?;
     let before = Load::of(etcd)?;
     let script = "cd /root/many && fleetctl start $(ls) >/dev/null";
-    server.command(["/bin/bash", "-c", script]).deadline(patience).run()?.ok()?;
-    let mut active = 0;
-    for host in cluster.hosts() {
-        let count = "systemctl list-units --plain --no-legend --state=active 'many-*' | wc -l";
-        active += host.sh(count)?.ok()?.stdout.trim().parse::<usize>()?;
+    let end = Instant::now() + patience;
+    let started = server.command(["/bin/bash", "-c", script]).deadline(patience).run()?;
+    if layout != Layout::Original {
+        started.ok()?;
     }
+    // The fleetctl of 1.0 gives up when states are not there in 2 s; its fleetd goes on.
+    while layout == Layout::Original && active(cluster)? < UNITS && Instant::now() < end {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let active = active(cluster)?;
     ensure!(active == UNITS, "{active} of {UNITS} units run when fleetctl says that all do");
     settle(etcd)?;
     Ok(Load::of(etcd)?.since(&before))
+}
+
+/// How many of the units run.
+fn active(cluster: &Cluster) -> Result<usize> {
+    let count = "systemctl list-units --plain --no-legend --state=active 'many-*' | wc -l";
+    let of = |host: &Host| Ok(host.sh(count)?.ok()?.stdout.trim().parse::<usize>()?);
+    cluster.hosts().iter().map(of).sum()
 }
 
 /// Waits until nothing was written for some seconds.
