@@ -161,7 +161,9 @@ impl<S: Systemd> Agent<S> {
         {
             warn!("not known whether systemd has read all unit files: {error}");
             for name in &unread {
-                slots.entry(name.clone()).or_default().observed.unsure = true;
+                if let Some(slot) = slots.get_mut(name) {
+                    slot.observed.unsure = true;
+                }
             }
         }
         let names: Vec<_> = slots.keys().cloned().collect();

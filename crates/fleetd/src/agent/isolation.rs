@@ -22,8 +22,6 @@ pub(super) struct Isolation {
     guarded: BTreeMap<UnitName, Time>,
     /// Those of them that a guard knows for certain, and it runs. What an earlier fleetd told may be all that came of it.
     armed: BTreeSet<UnitName>,
-    /// Whether the guard ran, if there is anything to guard, when this was seen to last.
-    guard_runs: bool,
     /// Those that have to go from here before they are wanted again; with what to say of it.
     lapsed: BTreeMap<UnitName, Option<String>>,
 }
@@ -136,7 +134,6 @@ impl<S: Systemd> Agent<S> {
         };
         match told.await {
             Ok(()) => {
-                self.isolation.guard_runs = true;
                 self.isolation.armed.extend(names.iter().cloned());
                 self.dirty.extend(names);
             }
@@ -170,16 +167,15 @@ impl<S: Systemd> Agent<S> {
         if self.isolation.guarded.is_empty() {
             return;
         }
-        let started = self.systemd.run_guard(true).await;
-        self.isolation.guard_runs = started.is_ok();
-        if let Err(error) = started {
+        if let Err(error) = self.systemd.run_guard(true).await {
             warn!("the guard does not run: {error}");
+            self.isolation.armed.clear();
         }
     }
 
     /// Systemd can be reached again: what it could not be asked for before.
     pub(super) async fn tend_missed_guard(&mut self) {
-        if !self.isolation.guard_runs {
+        if self.isolation.armed.is_empty() {
             self.tend_guard().await;
         }
     }
