@@ -112,9 +112,11 @@ pub(crate) fn could_go(
 /// has not come up, or failed to, where it is now.
 pub(crate) fn is_on_its_way(view: &View, name: &UnitName, from: &MachineId) -> bool {
     let known = view.known(name);
-    let Some(unit) = known.unit.filter(|unit| is_placeable(name, unit)) else { return false };
+    // Others must not wait for it.
+    let unread = view.undecidable(name).is_some();
+    let Some(unit) = known.unit.filter(|unit| !unread && is_placeable(name, unit)) else { return false };
     let Some((to, _)) = known.place else { return true };
-    if to == from || view.machine(to).is_none() {
+    if to == from || view.machine(to).is_none() || view.is_unread(to, RecordKind::States) {
         return false;
     }
     let report = view.reports_of(name).find(|(id, _)| *id == to).map(|(_, report)| report);

@@ -24,6 +24,8 @@
 //! - When many machines vanish at once their units are placed elsewhere at a certain pace ([`MassLoss`]).
 //! - A machine being drained gives up a few units at a time (see [`crate::drain`]).
 //!
+//! Of a unit one of whose records can't be read nothing is decided, nor from what is not known of a machine ([`Change::Unread`]).
+//!
 //! None of these but the last concerns a machine that gave up its presence on purpose ([`Change::Farewell`]): its
 //! units are placed elsewhere at once.
 use crate::{
@@ -151,6 +153,8 @@ pub struct Engine {
     room: BTreeSet<MachineId>,
     /// Units that fit nowhere (else): looked at again when there is room.
     waiting: BTreeSet<UnitName>,
+    /// Units about which decisions could not be carried out, though nothing has changed of them or of machines since.
+    dropped: BTreeSet<UnitName>,
     /// Units whose machine is not there yet, within the grace.
     deferred: BTreeSet<UnitName>,
     /// Units with OnIsolation=stop that a lost machine may still run, up to that time.
@@ -215,6 +219,7 @@ impl Engine {
             wanted: BTreeMap::new(),
             room: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            dropped: BTreeSet::new(),
             deferred: BTreeSet::new(),
             isolated: BTreeMap::new(),
             paced: BTreeSet::new(),
@@ -227,6 +232,12 @@ impl Engine {
     /// Notes what a change to the view may ask to be decided. Decisions that were not carried out need not be noted: those
     /// that are not in the view the next time count as such.
     pub fn note(&mut self, effects: &Effects) {
+        if !effects.machines.is_empty() {
+            self.marked.append(&mut self.dropped);
+        }
+        for name in &effects.units {
+            self.dropped.remove(name);
+        }
         self.marked.extend(effects.units.iter().cloned());
         self.machines.extend(effects.machines.iter().cloned());
         for (machine, names) in &effects.wanted {
@@ -237,6 +248,12 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// A decision about a unit could not be carried out: its ground is not what the view shows. Others must not wait for that, so nothing
+    /// is decided about it before something is noted of it, or of a machine.
+    pub fn drop_decision(&mut self, name: UnitName) {
+        self.dropped.insert(name);
     }
 
     /// Until then no unit is taken from a machine merely because that machine is not there: to be called when the store
@@ -341,6 +358,7 @@ impl Engine {
         self.follow_time(view, &machines);
         self.follow_drains(view);
         if std::mem::take(&mut self.fresh) {
+            self.dropped.clear();
             self.marked = view.names().cloned().collect();
             self.replacement_epoch = view.replacement_epoch();
             return;
@@ -484,11 +502,14 @@ impl Engine {
         self.deferred.remove(&name);
         self.isolated.remove(&name);
         self.paced.remove(&name);
+        if self.dropped.contains(&name) || batch.view.undecidable(&name).is_some() {
+            return;
+        }
         let known = batch.view.known(&name);
         let Some(unit) = placeable(&name, known) else {
             if known.place.is_some() {
                 self.settle(batch, name, known, None, why_off(known).to_owned());
-            } else if let Some(from) = known.leaving.filter(|from| batch.view.machine(from).is_none()) {
+            } else if let Some(from) = known.leaving.filter(|from| !batch.view.may_be_there(from)) {
                 self.give_up_leaving(batch, name, known, from);
             }
             return;
@@ -502,7 +523,7 @@ impl Engine {
             },
         };
         let held = known.place.map(|(at, _)| at);
-        let gone = held.or(known.leaving).filter(|at| batch.view.machine(at).is_none());
+        let gone = held.or(known.leaving).filter(|at| !batch.view.may_be_there(at));
         let lost = gone.filter(|at| !batch.view.has_left(at));
         if lost.is_some() && self.now < self.grace_until {
             self.deferred.insert(name);
@@ -646,10 +667,7 @@ impl Engine {
         batch.decisions.push(Decision {
             unit_revision: known.unit.map_or(0, |unit| unit.revision),
             schedule_revision: known.place.map_or(0, |(_, revision)| revision),
-            absent: from
-                .or(known.leaving)
-                .filter(|from| to.is_some() && view.machine(from).is_none())
-                .cloned(),
+            absent: from.or(known.leaving).filter(|from| to.is_some() && !view.may_be_there(from)).cloned(),
             leaving,
             unit: name,
             machine: to,
@@ -660,7 +678,7 @@ impl Engine {
 }
 
 fn is_draining(view: &View, id: &MachineId) -> bool {
-    view.machine(id).is_some_and(|machine| machine.draining)
+    view.machine(id).is_some_and(|machine| machine.draining) && !view.is_obscure(id)
 }
 
 fn placeable<'v>(name: &UnitName, known: Known<'v>) -> Option<&'v Unit> {
@@ -688,3 +706,5 @@ mod leaving_tests;
 mod loss_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unread_tests;

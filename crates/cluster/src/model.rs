@@ -185,6 +185,35 @@ pub enum Change {
     Farewell(MachineId),
     /// All that a machine reports of its units now.
     States(MachineId, BTreeMap<UnitName, UnitReport>),
+    /// A record can't be read as it is now, for this reason: what was known of it stays, and is no ground to decide anything from; or it
+    /// can be read, or is gone.
+    Unread(Record, Option<String>),
+}
+
+/// A record that can't be read, by what it is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Record {
+    /// One of a unit's.
+    OfUnit(RecordKind, UnitName),
+    /// One of a machine's.
+    OfMachine(RecordKind, MachineId),
+}
+
+/// What is written in a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RecordKind {
+    /// A unit.
+    Unit,
+    /// Its place.
+    Schedule,
+    /// The machine that may still run it.
+    Leaving,
+    /// What operators say of a machine.
+    Machine,
+    /// That a machine is there.
+    Presence,
+    /// What it reports.
+    States,
 }
 
 /// What an agent is asked to hold of one unit.

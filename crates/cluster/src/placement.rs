@@ -19,6 +19,8 @@
 //!   daemon sets of Kubernetes, they stay, and new ones come.
 //! - A unit that a machine which is there still reports as running or stopping is placed on no other, so that
 //!   there are not two of it.
+//! - Where a record can't be read, what it says is not known: of a machine of which that is so no unit has to go, and none comes to it; and
+//!   no unit has to go for want of a unit that it follows and of which that is so.
 use crate::{
     model::*,
     site::{Places, conflict},
@@ -34,6 +36,9 @@ pub enum Misfit {
     /// The machine is gone.
     #[error("it is not there")]
     Gone,
+    /// A newer version has written what the machine is like, or that is damaged.
+    #[error("what is written of it can't be read by this server")]
+    Unreadable,
     /// The machine takes no new units.
     #[error("it is cordoned")]
     Cordoned,
@@ -155,7 +160,7 @@ pub enum Unplaced {
 pub fn explain(view: &View, name: &UnitName) -> Option<Unplaced> {
     let unit = view.unit(name).filter(|unit| is_placeable(name, unit))?;
     let place = view.place(name).map(|(machine, _)| machine);
-    if place.is_some_and(|machine| view.machine(machine).is_some()) {
+    if place.is_some_and(|machine| view.may_be_there(machine)) {
         return None;
     }
     if view.machines().next().is_none() {
@@ -208,6 +213,11 @@ pub(crate) fn suits_along(
     along: &BTreeSet<UnitName>,
 ) -> Result<(), Misfit> {
     let view = places.view();
+    let site = places.site(id);
+    let stays = site.held.contains(name);
+    if view.is_obscure(id) {
+        return if stays { Ok(()) } else { Err(Misfit::Unreadable) };
+    }
     let machine = view.machine(id).ok_or(Misfit::Gone)?;
     let requirements = &unit.requirements;
     if let Some(required) = requirements.machine_id.as_ref().filter(|required| !is_named(id, required)) {
@@ -219,8 +229,6 @@ pub(crate) fn suits_along(
             return Err(Misfit::Metadata { key: key.clone(), wants: wants.clone(), has: has.cloned() });
         }
     }
-    let site = places.site(id);
-    let stays = site.held.contains(name);
     if !stays && !machine.takes_new_units() {
         return Err(if machine.draining { Misfit::Draining } else { Misfit::Cordoned });
     }
@@ -230,6 +238,14 @@ pub(crate) fn suits_along(
     }
     for target in &requirements.machine_of {
         let target = target.as_str();
+        // What it follows may be there.
+        if stays
+            && [RecordKind::Unit, RecordKind::Schedule]
+                .iter()
+                .any(|kind| view.unread_record(target, *kind).is_some())
+        {
+            continue;
+        }
         if !site.held.contains(target) && !site.globals.contains(target) && !along.contains(target) {
             return Err(target_misfit(places, target));
         }

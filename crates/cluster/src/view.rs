@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 mod check;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 /// The view: a value built of [`Change`]s.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +31,7 @@ pub struct View {
     ranking: Ranking,
     /// Machines that gave up their presence on purpose and are not back.
     left: BTreeSet<MachineId>,
+    unread: unread::Unread,
     replacement_epoch: u64,
 }
 
@@ -79,6 +81,8 @@ pub struct Effects {
     pub units: BTreeSet<UnitName>,
     /// Machines that came, changed or went.
     pub machines: BTreeSet<MachineId>,
+    /// Units of which a record can be read again, so that what any machine has to hold of them may be known now.
+    pub everywhere: BTreeSet<UnitName>,
 }
 
 impl Effects {
@@ -86,6 +90,7 @@ impl Effects {
     pub fn merge(&mut self, more: Effects) {
         self.units.extend(more.units);
         self.machines.extend(more.machines);
+        self.everywhere.extend(more.everywhere);
         for (machine, names) in more.wanted {
             self.wanted.entry(machine).or_default().extend(names);
         }
@@ -134,6 +139,7 @@ impl View {
                 self.apply_machine(id, None, &mut effects);
             }
             Change::States(id, reports) => self.apply_states(id, reports, &mut effects),
+            Change::Unread(record, reason) => self.apply_unread(record, reason, &mut effects),
         }
         effects
     }
@@ -397,7 +403,7 @@ impl View {
         let reports = known.reports.into_iter().flatten();
         let reporting = reports.filter(|(_, report)| report.systemd.is_live()).map(|(id, _)| id);
         let reporting = reporting.filter(move |id| known.leaving != Some(*id));
-        reporting.chain(known.leaving).filter(|id| self.machine(id).is_some())
+        reporting.chain(known.leaving).filter(|id| self.may_be_there(id))
     }
     /// All names there are, of units, in the schedule and in reports.
     pub(crate) fn names(&self) -> impl Iterator<Item = &UnitName> {

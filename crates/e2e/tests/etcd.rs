@@ -309,11 +309,16 @@ fn records_changed_by_hand_cost_only_themselves() -> Result<()> {
     // The others can be worked with, and a restart of everybody changes nothing.
     fleet.ok("stop u5.service")?;
     fleet.ok("start u5.service")?;
+    fleet.start("y.service", SLEEP)?;
+    let explained = fleet.ok("explain u1.service")?;
+    ensure!(explained.contains("can't be read by this server"), "{explained:?}");
     before.0.insert("u5.service".to_owned(), fleet.running(&["u5.service"])?.0["u5.service"].clone());
     for host in fleet.cluster.hosts() {
         host.run(["systemctl", "restart", "fleetd.service"])?.ok()?;
     }
+    // Whatever their names: the engine goes through units in that order.
     fleet.start("new.service", SLEEP)?;
+    fleet.start("z.service", SLEEP)?;
     until("both machines are there", || Ok(fleet.machines()? == 2))?;
     ensure!(
         fleet.running(&units)? == before,

@@ -222,6 +222,28 @@ pub struct Reader {
     edits: HashMap<MachineId, MachineRecord>,
 }
 
+/// What a record with this key is about, if it is one that placement rests on. A key that fleet does not write names none.
+pub fn record_of(key: &str) -> Option<Record> {
+    let (kind, id) = key.split_once('/')?;
+    let kind = match kind {
+        "unit" => RecordKind::Unit,
+        "schedule" => RecordKind::Schedule,
+        "leaving" => RecordKind::Leaving,
+        "machine" => RecordKind::Machine,
+        "presence" => RecordKind::Presence,
+        "states" => RecordKind::States,
+        _ => return None,
+    };
+    Some(match kind {
+        RecordKind::Unit | RecordKind::Schedule | RecordKind::Leaving => {
+            Record::OfUnit(kind, unit_name(id).ok()?)
+        }
+        RecordKind::Machine | RecordKind::Presence | RecordKind::States => {
+            Record::OfMachine(kind, machine_id(id).ok()?)
+        }
+    })
+}
+
 /// A record that can't be read; the rest goes on working.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("registry record {key}: {reason}")]
@@ -229,6 +251,13 @@ pub struct Reader {
 pub struct RecordError {
     pub key: String,
     pub reason: String,
+}
+
+impl RecordError {
+    /// That the record can't be read, as a view is told. `None` where nothing rests on it.
+    pub fn change(&self) -> Option<Change> {
+        Some(Change::Unread(record_of(&self.key)?, Some(self.reason.clone())))
+    }
 }
 
 impl Reader {

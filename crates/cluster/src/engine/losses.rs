@@ -63,7 +63,7 @@ impl Losses {
 
     /// The first look: machines that hold units and are not there are lost.
     pub(super) fn begin(&mut self, view: &View) {
-        self.present = view.machines().map(|(id, _)| id.clone()).collect();
+        self.present = view.machines().map(|(id, _)| id).chain(view.unread_presences()).cloned().collect();
         let held = view.schedule().map(|(_, id, _)| id).chain(view.all_leaving().map(|(_, id)| id));
         let gone = held.filter(|id| !self.present.contains(*id));
         let loss = Loss { at: self.latest, limited: false };
@@ -73,7 +73,7 @@ impl Losses {
     /// Looks at machines that came, changed or went; those that went are lost at `at`.
     pub(super) fn follow(&mut self, view: &View, ids: &BTreeSet<MachineId>, at: Time) {
         for id in ids {
-            if view.machine(id).is_some() {
+            if view.may_be_there(id) {
                 self.present.insert(id.clone());
                 self.recount |= self.lost.remove(id).is_some();
             } else if view.has_left(id) {

@@ -10,6 +10,7 @@
 //! - the unit's record does, which is guarded;
 //! - no other engine decided, which the *term* guards: the revision at which the leader's record was written;
 //! - this one decided from a view in which all that it wrote is, for which it waits, also after a failure;
+//! - it can be read, as all records can: while some can't, the place has its condition here, too;
 //! - nothing that it wrote before arrives yet, which the *fence* guards: when the outcome of a transaction is not known, the engine
 //!   writes the record [`FENCE`] before it decides anything else, and what it sent before finds another revision there.
 //!
@@ -25,6 +26,7 @@ use fleet_cluster::model::Revision;
 use fleet_registry::records::{leaving_key, presence_key, put_leaving, put_schedule, schedule_key, unit_key};
 use fleet_registry::store::MAX_OPS;
 use fleet_registry::{Compare, LeaseId, Op, Store, StoreError, Txn};
+use fleet_unit::UnitName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,6 +69,16 @@ pub(super) enum Ended {
     Cancelled,
     /// Its term is over.
     Deposed,
+}
+
+/// How far decisions were carried out.
+enum Carried {
+    /// All of them, or as many as were to be before the view is looked at again.
+    Out,
+    /// Up to that about this unit, whose ground has changed, or is not what the view shows.
+    UpTo(UnitName),
+    /// Something that concerns all of them was in the way.
+    No,
 }
 
 /// Why decisions were not carried out.
@@ -141,9 +153,26 @@ impl<S: Store> Server<S> {
                     () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
                     carried_out = self.carry_out(&decisions, mandate.term, &mut written) => carried_out,
                 };
-                let Err(failed) = carried_out else {
-                    self.metrics.round(round.elapsed());
-                    continue;
+                let failed = match carried_out {
+                    Ok(Carried::Out) => {
+                        self.metrics.round(round.elapsed());
+                        continue;
+                    }
+                    // The others are decided about anew, without this one.
+                    Ok(Carried::UpTo(unit)) => {
+                        self.metrics.round(round.elapsed());
+                        engine.drop_decision(unit);
+                        continue;
+                    }
+                    Ok(Carried::No) => {
+                        tokio::select! {
+                            biased;
+                            () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
+                            () = tokio::time::sleep(RETRY) => {}
+                        }
+                        continue;
+                    }
+                    Err(failed) => failed,
                 };
                 self.metrics.round_failed();
                 tokio::select! {
@@ -204,17 +233,19 @@ impl<S: Store> Server<S> {
 
     /// Commits decisions and waits until the view has them. A decision whose ground has changed meanwhile is dropped. So are
     /// those after it: they were made as if it were carried out (a unit has to go because another takes its place). The
-    /// engine sees which are not in the view.
+    /// engine sees which are not in the view. It decides about them anew, without waiting for the one that was in the way.
     async fn carry_out(
         &self,
         decisions: &[Decision],
         term: Option<Term>,
         written: &mut Written,
-    ) -> Result<(), Failed> {
+    ) -> Result<Carried, Failed> {
+        // What can't be read may be a place that the view does not show.
+        let all_read = self.hub.view().is_all_read();
         let mut rest = decisions;
         while !rest.is_empty() {
             let right = term.map(|term| (term.revision, written.fence));
-            let (txn, taken) = transaction(rest, right);
+            let (txn, taken) = transaction(rest, right, all_read);
             let (batch, others) = rest.split_at(taken);
             rest = others;
             match self.write_schedule(batch, txn, written).await {
@@ -222,16 +253,23 @@ impl<S: Store> Server<S> {
                 // The fence that was not known to be written, was.
                 Err(Failed::Store(StoreError::Conflict(conflict))) if conflict.key == FENCE => {
                     written.fence = conflict.found;
-                    return self.catch_up().await;
+                    self.catch_up().await?;
+                    return Ok(Carried::Out);
                 }
                 Err(Failed::Store(StoreError::Conflict(_))) => {
                     for decision in batch {
-                        let (txn, _) = transaction(std::slice::from_ref(decision), right);
+                        let (txn, _) = transaction(std::slice::from_ref(decision), right, all_read);
                         match self.write_schedule(std::slice::from_ref(decision), txn, written).await {
                             Ok(()) => tell(decision),
                             Err(Failed::Store(StoreError::Conflict(conflict))) => {
                                 debug!(unit = %decision.unit, "decision dropped: {conflict}");
-                                return self.catch_up().await;
+                                self.catch_up().await?;
+                                let all = [IMPORT, FENCE].contains(&conflict.key.as_str());
+                                return Ok(if all {
+                                    Carried::No
+                                } else {
+                                    Carried::UpTo(decision.unit.clone())
+                                });
                             }
                             Err(failed) => return Err(failed),
                         }
@@ -243,7 +281,7 @@ impl<S: Store> Server<S> {
             batch.iter().for_each(tell);
         }
         self.hub.reached(written.newest).await;
-        Ok(())
+        Ok(Carried::Out)
     }
 
     /// Waits until the view is that of now: what was in the way has to be seen before anything is decided.
@@ -302,8 +340,9 @@ fn tell(decision: &Decision) {
     }
 }
 
-/// One transaction of as many decisions, from the first on, as fit in it; and how many those are, at least one of one.
-fn transaction(decisions: &[Decision], right: Right) -> (Txn, usize) {
+/// One transaction of as many decisions, from the first on, as fit in it; and how many those are, at least one of one. `all_read`: the view
+/// lacks no record that there is.
+fn transaction(decisions: &[Decision], right: Right, all_read: bool) -> (Txn, usize) {
     let mut txn = Txn::default();
     if let Some((term, fence)) = right {
         // First, so that a leader whose term is over learns that, whatever else changed.
@@ -312,16 +351,17 @@ fn transaction(decisions: &[Decision], right: Right) -> (Txn, usize) {
     }
     // What is imported is not to be decided about before it is complete.
     txn.compares.push(Compare { key: IMPORT.to_owned(), revision: 0 });
+    let guards_places = right.is_none() || !all_read;
     let mut absent = BTreeSet::new();
     for (taken, decision) in decisions.iter().enumerate() {
         let machine = decision.absent.as_ref().filter(|machine| !absent.contains(*machine));
-        let conditions = 1 + usize::from(right.is_none()) + usize::from(machine.is_some());
+        let conditions = 1 + usize::from(guards_places) + usize::from(machine.is_some());
         let writes = 1 + usize::from(decision.leaving != Leaving::None);
         if txn.compares.len() + conditions > MAX_OPS || txn.ops.len() + writes > MAX_OPS {
             return (txn, taken);
         }
         txn.compares.push(Compare { key: unit_key(&decision.unit), revision: decision.unit_revision });
-        if right.is_none() {
+        if guards_places {
             let (key, revision) = (schedule_key(&decision.unit), decision.schedule_revision);
             txn.compares.push(Compare { key, revision });
         }
@@ -353,14 +393,21 @@ mod tests {
     use super::*;
     use fleet_cluster::model::MachineId;
     use fleet_registry::store::check_size;
-    use fleet_unit::UnitName;
 
     #[test]
     fn transactions_take_what_fits() {
         let machine = |n: u8| MachineId::parse(&format!("{n:032x}")).unwrap();
-        let cases = [(0, None), (0, Some((7, 0))), (1, Some((7, 9))), (200, Some((7, 9))), (200, None)];
+        let shared = Some((7, 9));
+        let cases = [
+            (0, None, true),
+            (0, Some((7, 0)), true),
+            (1, shared, true),
+            (200, shared, true),
+            (200, shared, false),
+            (200, None, true),
+        ];
         let leaves = [Leaving::None, Leaving::Over, Leaving::From(machine(254))];
-        for ((lost_machines, right), leaving) in
+        for ((lost_machines, right, all_read), leaving) in
             cases.iter().flat_map(|case| leaves.iter().map(move |leaving| (*case, leaving)))
         {
             let writes = 1 + usize::from(*leaving != Leaving::None);
@@ -376,19 +423,20 @@ mod tests {
             let decisions: Vec<_> = (0..300).map(decision).collect();
             let mut rest = decisions.as_slice();
             while !rest.is_empty() {
-                let (txn, taken) = transaction(rest, right);
+                let (txn, taken) = transaction(rest, right, all_read);
                 check_size(&txn).unwrap();
-                let least = match (lost_machines, right) {
+                let least = match (lost_machines, right.filter(|_| all_read)) {
                     (0, Some(_)) => 125 / writes,
                     (_, Some(_)) => 62,
-                    (_, None) => 42,
+                    // With a guard of each place
+                    (_, None) => 41,
                 };
                 assert!(taken == rest.len() || taken >= least, "{taken} of {}", rest.len());
                 let guards = |key: String, revision| txn.compares.contains(&Compare { key, revision });
                 for decision in &rest[..taken] {
                     assert!(guards(unit_key(&decision.unit), decision.unit_revision));
                     let schedule = guards(schedule_key(&decision.unit), decision.schedule_revision);
-                    assert_eq!(schedule, right.is_none());
+                    assert_eq!(schedule, right.is_none() || !all_read);
                     assert!(decision.absent.as_ref().is_none_or(|id| guards(presence_key(id), 0)));
                 }
                 assert!(guards(IMPORT.to_owned(), 0));

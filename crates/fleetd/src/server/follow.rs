@@ -5,7 +5,8 @@
 
 use super::{Server, transfer};
 use anyhow::Context;
-use fleet_registry::records::{Reader, RecordError};
+use fleet_cluster::model::Change;
+use fleet_registry::records::{Reader, RecordError, record_of};
 use fleet_registry::{Snapshot, Store, StoreError, Watch};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -82,14 +83,13 @@ impl<S: Store> Server<S> {
                 format!("it answers from revision {revision}, and this server knows {applied} already");
             return StoreError::Unavailable(reason).into();
         }
-        let (changes, broken) = reader.snapshot(&snapshot);
+        let (mut changes, broken) = reader.snapshot(&snapshot);
         broken.iter().for_each(report);
-        self.hub.add_unreadable(&broken);
+        changes.extend(broken.iter().filter_map(RecordError::change));
         self.peers.reset(&snapshot);
         self.note_removals(&snapshot);
         self.users.reset(&snapshot.entries);
         self.hub.reset(changes, snapshot.revision);
-        self.hub.set_unreadable(&broken);
         let mut watch = match self.store.watch("", snapshot.revision).await {
             Ok(watch) => watch,
             Err(error) => return error.into(),
@@ -106,24 +106,22 @@ impl<S: Store> Server<S> {
                 return Ended::Held;
             }
             let mut changes = Vec::with_capacity(batch.events.len());
-            let mut readable = Vec::with_capacity(batch.events.len());
             for event in &batch.events {
                 self.peers.note(event);
                 self.note_removal(event);
                 self.users.apply(event);
                 match reader.event(event) {
                     Ok(change) => {
-                        readable.push(&event.key);
                         changes.extend(change);
+                        changes.extend(record_of(&event.key).map(|record| Change::Unread(record, None)));
                     }
                     Err(broken) => {
                         report(&broken);
-                        self.hub.set_outdated(&broken);
+                        changes.extend(broken.change());
                     }
                 }
             }
             self.hub.apply(changes, batch.revision);
-            readable.into_iter().for_each(|key| self.hub.set_readable(key));
         }
     }
 }
@@ -152,8 +150,8 @@ impl<S: Store> Server<S> {
     }
 }
 
-/// One broken record must not stop the rest; what the view knew of it before stays. Of a unit that the view has
-/// not known, agents are told to leave it as it is.
+/// One broken record must not stop the rest; what the view knew of it before stays, and nothing is decided from it. Agents are told
+/// to leave such a unit as it is.
 fn report(broken: &RecordError) {
     error!("{broken}; this record is left out, and what runs is left as it is");
 }

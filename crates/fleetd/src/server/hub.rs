@@ -14,7 +14,6 @@ use fleet_cluster::engine::Delay;
 use fleet_cluster::model::*;
 use fleet_cluster::placement::{self, Misfit, Unplaced};
 use fleet_cluster::view::{Effects, View};
-use fleet_registry::records::{RecordError, SCHEDULE, UNITS, schedule_key, unit_key};
 use fleet_unit::UnitName;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
@@ -120,16 +119,12 @@ pub struct Hub {
     grown: Notify,
     engine: Mailbox<Effects>,
     sessions: Mutex<BTreeMap<MachineId, Arc<Mailbox<BTreeSet<UnitName>>>>>,
-    /// Records of units that can't be read, by key, with the reason. What the view lacks for that is no instruction.
-    unreadable: Mutex<BTreeMap<Arc<str>, String>>,
     /// What this server's engine lets know.
     own: Mutex<Said>,
     /// Told when that has changed.
     own_changed: Notify,
     /// What another server, which leads, lets know. Apart from the other, so that neither takes back what it has not said.
     heard: Mutex<Said>,
-    /// Records whose newest version can't be read, while the view has an older one.
-    outdated: Mutex<BTreeMap<Arc<str>, String>>,
 }
 
 impl Hub {
@@ -141,84 +136,15 @@ impl Hub {
             grown: Notify::new(),
             engine: Mailbox::default(),
             sessions: Mutex::default(),
-            unreadable: Mutex::default(),
             own: Mutex::default(),
             own_changed: Notify::new(),
             heard: Mutex::default(),
-            outdated: Mutex::default(),
         }
-    }
-
-    /// Takes which records can't be read, before a snapshot without them replaces the view.
-    pub(super) fn add_unreadable(&self, broken: &[RecordError]) {
-        let broken = broken.iter().map(|error| (error.key.as_str().into(), error.reason.clone()));
-        lock(&self.unreadable).extend(broken);
-        lock(&self.outdated).clear();
-    }
-
-    /// All others can be read, and the view that replaced the one before has them. Not earlier: who looks at a unit in between
-    /// would find nothing of it.
-    pub(super) fn set_unreadable(&self, broken: &[RecordError]) {
-        let is_broken = |key: &str| broken.iter().any(|error| error.key == key);
-        let readable: Vec<_> = lock(&self.unreadable).keys().filter(|key| !is_broken(key)).cloned().collect();
-        readable.iter().for_each(|key| self.set_readable(key));
-    }
-
-    /// A record was written that can't be read. What the view has of it stays, but is no ground to change it from.
-    pub(super) fn set_outdated(&self, broken: &RecordError) {
-        lock(&self.outdated).insert(broken.key.as_str().into(), broken.reason.clone());
-    }
-
-    /// A record was written that can be read, or is gone, and the view has that: every agent that was told to leave the unit
-    /// alone is to be told anew.
-    pub(super) fn set_readable(&self, key: &str) {
-        let was_outdated = lock(&self.outdated).remove(key).is_some();
-        let was_unreadable = lock(&self.unreadable).remove(key).is_some();
-        if !was_outdated && !was_unreadable {
-            return;
-        }
-        let Some(name) = unit_of(key) else { return };
-        for mailbox in lock(&self.sessions).values() {
-            mailbox.post(|waiting| waiting.extend([name.clone()]));
-        }
-    }
-
-    /// Why nothing can be said of a unit, if one of its records can't be read.
-    pub fn unreadable(&self, name: &UnitName) -> Option<String> {
-        let unreadable = lock(&self.unreadable);
-        if unreadable.is_empty() {
-            return None;
-        }
-        [unit_key(name), schedule_key(name)].iter().find_map(|key| unreadable.get(key.as_str()).cloned())
     }
 
     /// Why a unit can't be changed, if one of its records can't be read as it is now.
     pub(super) fn unchangeable(&self, name: &UnitName) -> Option<String> {
-        let outdated = lock(&self.outdated);
-        let reason =
-            [unit_key(name), schedule_key(name)].iter().find_map(|key| outdated.get(key.as_str()).cloned());
-        drop(outdated);
-        reason.or_else(|| self.unreadable(name))
-    }
-
-    /// Whether a machine that does not hold a unit is to leave it as it is, for want of a record that can be read. Of a Global unit that
-    /// includes one that can't be read as it is now: where it does not fit any more by what is known, it may fit all the same.
-    pub(super) fn is_left_alone(&self, view: &View, name: &UnitName) -> bool {
-        let is_global = || {
-            view.unit(name)
-                .is_some_and(|unit| unit.requirements.global && unit.desired >= DesiredState::Loaded)
-        };
-        self.unreadable(name).is_some() || is_global() && self.unchangeable(name).is_some()
-    }
-
-    /// All units of which a record can't be read, or not as it is now.
-    pub(super) fn all_unreadable(&self) -> BTreeSet<UnitName> {
-        let of = |records: &Mutex<BTreeMap<Arc<str>, String>>| {
-            lock(records).keys().filter_map(|key| unit_of(key)).collect::<BTreeSet<_>>()
-        };
-        let mut units = of(&self.unreadable);
-        units.extend(of(&self.outdated));
-        units
+        unread(&self.view(), name).map(str::to_owned)
     }
 
     /// Lets everybody wait who waits for the view: what it has is not what the registry has.
@@ -274,7 +200,7 @@ impl Hub {
         let mut fresh = View::default();
         let mut effects = Effects::default();
         for change in changes {
-            merge(&mut effects, fresh.apply(change));
+            effects.merge(fresh.apply(change));
         }
         {
             let mut view = self.view.write().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -297,6 +223,10 @@ impl Hub {
             for (name, machine) in view.all_leaving() {
                 effects.wanted.entry(machine.clone()).or_default().insert(name.clone());
             }
+            // What can be read now, too.
+            for record in view.all_unread().collect::<Vec<_>>() {
+                effects.merge(view.apply(Change::Unread(record, None)));
+            }
             *view = fresh;
         }
         lock(&self.log).clear(revision);
@@ -309,7 +239,7 @@ impl Hub {
         {
             let mut view = self.view.write().unwrap_or_else(|poisoned| poisoned.into_inner());
             for change in changes {
-                merge(&mut effects, view.apply(change));
+                effects.merge(view.apply(change));
             }
         }
         let units = effects.units.iter().cloned().map(Subject::Unit);
@@ -326,8 +256,13 @@ impl Hub {
                     mailbox.post(|waiting| waiting.extend(names.iter().cloned()));
                 }
             }
+            if !effects.everywhere.is_empty() {
+                for mailbox in sessions.values() {
+                    mailbox.post(|waiting| waiting.extend(effects.everywhere.iter().cloned()));
+                }
+            }
         }
-        self.engine.post(|waiting| merge(waiting, effects));
+        self.engine.post(|waiting| waiting.merge(effects));
         self.applied.send_replace(revision);
         self.grown.notify_waiters();
     }
@@ -468,29 +403,26 @@ impl Hub {
 
     /// Why a unit is not (yet) what it should be.
     pub(crate) fn explanation(&self, view: &View, name: &UnitName) -> Explanation {
-        let delayed = self.delay(name).map(|delay| delay.to_string()).unwrap_or_default();
-        Explanation { delayed, ..explanation(view, name) }
+        let mut explanation = explanation(view, name);
+        if let Some(delay) = self.delay(name) {
+            explanation.delayed = delay.to_string();
+        }
+        explanation
     }
 }
 
-/// The unit whose record a key is of.
-fn unit_of(key: &str) -> Option<UnitName> {
-    UnitName::parse(key.strip_prefix(UNITS).or_else(|| key.strip_prefix(SCHEDULE))?).ok()
-}
-
-fn merge(into: &mut Effects, more: Effects) {
-    into.units.extend(more.units);
-    into.machines.extend(more.machines);
-    for (machine, names) in more.wanted {
-        into.wanted.entry(machine).or_default().extend(names);
-    }
+/// Why nothing can be said of a unit, if its record, or that of its place, can't be read.
+pub(super) fn unread<'v>(view: &'v View, name: &UnitName) -> Option<&'v str> {
+    [RecordKind::Unit, RecordKind::Schedule]
+        .into_iter()
+        .find_map(|kind| view.unread_record(name.as_str(), kind))
 }
 
 /// What the view tells of why a unit is not (yet) what it should be.
 fn explanation(view: &View, name: &UnitName) -> Explanation {
     // What an older file ran into is no problem of the present one.
     let hash = view.unit(name).map(|unit| unit.file.hash());
-    let problems = view
+    let mut problems: Vec<_> = view
         .reports_of(name)
         .filter(|(_, report)| hash.is_none_or(|hash| hash == report.hash))
         .filter_map(|(machine, report)| {
@@ -498,6 +430,13 @@ fn explanation(view: &View, name: &UnitName) -> Explanation {
             Some(Reason { machine_id: machine.to_string(), reason })
         })
         .collect();
+    let left_alone = view.undecidable(name).map(|reason| {
+        format!("a record of it can't be read by this server, which leaves it as it is: {reason}")
+    });
+    let is_placed = view.place(name).is_some();
+    if let Some(reason) = left_alone.clone().filter(|_| is_placed) {
+        problems.push(Reason { machine_id: String::new(), reason });
+    }
     let unplaced = match placement::explain(view, name) {
         None => Vec::new(),
         Some(Unplaced::NoMachines) => {
@@ -507,7 +446,7 @@ fn explanation(view: &View, name: &UnitName) -> Explanation {
     };
     Explanation {
         current_state: view.current(name).as_str().to_owned(),
-        delayed: String::new(),
+        delayed: left_alone.filter(|_| !is_placed).unwrap_or_default(),
         desired_state: view.unit(name).map(|unit| unit.desired.as_str().to_owned()).unwrap_or_default(),
         machine_id: view.place(name).map(|(machine, _)| machine.to_string()).unwrap_or_default(),
         name: name.to_string(),
@@ -586,18 +525,15 @@ mod tests {
     #[test]
     fn agents_hear_of_what_can_be_read_again_also_when_changes_were_missed() {
         let hub = Hub::new();
-        let broken = RecordError { key: "unit/a.service".into(), reason: "format 2".into() };
-        let list = |broken: &[RecordError], revision| {
-            hub.add_unreadable(broken);
-            hub.reset(Vec::new(), revision);
-            hub.set_unreadable(broken);
-        };
-        list(std::slice::from_ref(&broken), 5);
-        let mailbox = hub.open_mailbox(&MachineId::parse(&"1".repeat(32)).unwrap());
         let name = UnitName::parse("a.service").unwrap();
-        assert!(hub.unreadable(&name).is_some());
-        list(&[], 9);
-        assert_eq!(hub.unreadable(&name), None);
+        let broken =
+            Change::Unread(Record::OfUnit(RecordKind::Schedule, name.clone()), Some("format 2".to_owned()));
+        hub.reset(vec![broken], 5);
+        let mailbox = hub.open_mailbox(&MachineId::parse(&"1".repeat(32)).unwrap());
+        assert!(hub.unchangeable(&name).is_some());
+        assert!(hub.explanation(&hub.view(), &name).delayed.ends_with("format 2"));
+        hub.reset(Vec::new(), 9);
+        assert_eq!(hub.unchangeable(&name), None);
         assert_eq!(mailbox.take(), BTreeSet::from([name]));
     }
 

@@ -22,6 +22,9 @@ mod peers;
 mod said;
 mod session;
 pub mod transfer;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod unread_tests;
 mod users;
 mod write;
 

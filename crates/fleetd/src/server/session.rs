@@ -1,6 +1,10 @@
 //! One agent's session: keeps its presence, tells it what its machine has to hold, and writes what it reports.
 
-use super::{Server, hub::lock, pace::Pace};
+use super::{
+    Server,
+    hub::{self, lock},
+    pace::Pace,
+};
 use anyhow::bail;
 use fleet_cluster::model::*;
 use fleet_cluster::view::View;
@@ -281,21 +285,49 @@ impl<S: Store> Session<'_, S> {
             if view.machine(&self.hello.id).is_none() {
                 return false;
             }
-            let wanted = view.all_wanted(&self.hello.id);
-            self.told = wanted.into_iter().map(|(name, wanted)| (name, wanted.into())).collect();
-            for name in self.server.hub.all_unreadable() {
-                if self.server.hub.is_left_alone(&view, &name) {
-                    self.told.entry(name).or_insert(Instruction::Leave);
-                }
+            self.told.clear();
+            let id = &self.hello.id;
+            let mut names: BTreeSet<_> = view.all_wanted(id).into_keys().collect();
+            names.extend(view.leaving_from(id).cloned());
+            names.extend(view.all_unread().filter_map(|record| match record {
+                Record::OfUnit(_, name) => Some(name),
+                Record::OfMachine(..) => None,
+            }));
+            if view.is_unread(id, RecordKind::Machine) {
+                names.extend(view.globals().cloned());
             }
-            for name in view.leaving_from(&self.hello.id) {
-                if let Some(release) = self.asks_release(&view, name) {
-                    self.told.entry(name.clone()).or_insert(release);
-                }
-            }
+            let told = names
+                .into_iter()
+                .filter_map(|name| Some((name.clone(), self.instruction(&view, &name, true)?)));
+            self.told = told.collect();
         }
         self.ever_told.extend(self.told.keys().cloned());
         true
+    }
+
+    /// What to say of a unit. What can't be read is no instruction: what was told stays, and a machine that is told for the first time
+    /// (`first`) leaves the unit as it is. But it has to let go of one that is elsewhere, or was taken off there, by records that can be
+    /// read.
+    fn instruction(&self, view: &View, name: &UnitName, first: bool) -> Option<Instruction> {
+        let id = &self.hello.id;
+        let global =
+            view.unit(name).filter(|unit| unit.requirements.global && unit.desired >= DesiredState::Loaded);
+        // Whether a Global unit is for this machine shows by the machine's metadata.
+        let asks = global.is_some_and(|unit| !unit.requirements.metadata.is_empty());
+        let in_doubt = hub::unread(view, name).is_some() || asks && view.is_unread(id, RecordKind::Machine);
+        if !in_doubt {
+            let wanted = view.wanted(id, name).map(Instruction::Hold);
+            return wanted.or_else(|| self.asks_release(view, name));
+        }
+        let is_read = |kind| view.unread_record(name.as_str(), kind).is_none();
+        if global.is_none() && is_read(RecordKind::Schedule) {
+            let place = view.place(name).map(|(at, _)| at);
+            let release = self.asks_release(view, name).filter(|_| is_read(RecordKind::Leaving));
+            if place != Some(id) && (place.is_some() || release.is_some()) {
+                return release;
+            }
+        }
+        self.told.get(name).cloned().or_else(|| first.then_some(Instruction::Leave))
     }
 
     /// What to say of a unit that is not wanted, if the machine has yet to say that nothing of it runs.
@@ -377,11 +409,7 @@ impl<S: Store> Session<'_, S> {
                 return true;
             }
             for name in std::mem::take(&mut self.untold) {
-                let wanted = match view.wanted(&self.hello.id, &name) {
-                    Some(wanted) => Some(Instruction::Hold(wanted)),
-                    None if self.server.hub.is_left_alone(&view, &name) => Some(Instruction::Leave),
-                    None => self.asks_release(&view, &name),
-                };
+                let wanted = self.instruction(&view, &name, false);
                 if wanted.as_ref() != self.told.get(&name) {
                     match &wanted {
                         Some(wanted) => {

@@ -172,8 +172,8 @@ async fn a_global_unit_is_not_withdrawn_for_what_an_older_record_said() {
     server.put_unit(&a, Some(global("")), launched).await.unwrap();
     let Some(ToAgent::Changes(told)) = agent.receive.recv().await else { panic!("no change") };
     assert!(matches!(told[&a], Some(Instruction::Hold(_))), "{told:?}");
-    assert_eq!(told[&b], Some(Instruction::Leave));
-    // Who asks anew hears the same.
+    assert_eq!(told.len(), 1, "what was told of the other stays: {told:?}");
+    // Who asks anew may have been told otherwise by a server that can read it.
     drop(agent);
     let mut agent = connect();
     let Some(ToAgent::Snapshot(told)) = agent.receive.recv().await else { panic!("no snapshot") };
