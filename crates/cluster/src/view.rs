@@ -81,7 +81,7 @@ pub struct Effects {
     pub units: BTreeSet<UnitName>,
     /// Machines that came, changed or went.
     pub machines: BTreeSet<MachineId>,
-    /// Units of which a record can be read again, so that what any machine has to hold of them may be known now.
+    /// Units of which a record can't be read, or can be again: what any machine has to hold of them is not known, or may be now.
     pub everywhere: BTreeSet<UnitName>,
 }
 

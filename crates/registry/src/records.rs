@@ -294,7 +294,7 @@ impl Reader {
     fn change(&mut self, key: &str, put: Option<(&[u8], Revision)>) -> Result<Option<Change>, String> {
         let Some((kind, id)) = key.split_once('/') else {
             if let (FORMAT_KEY, Some((value, _))) = (key, put) {
-                parse::<FormatRecord>(value)?;
+                read_record::<FormatRecord>(value)?;
             }
             return Ok(None);
         };
@@ -307,13 +307,13 @@ impl Reader {
             }
             "schedule" => {
                 let place = put.map(|(value, revision)| {
-                    parse::<ScheduleRecord>(value).map(|record| (record.machine, revision))
+                    read_record::<ScheduleRecord>(value).map(|record| (record.machine, revision))
                 });
                 Change::Schedule(unit_name(id)?, place.transpose()?)
             }
             "leaving" => {
                 let from = put.map(|(value, revision)| {
-                    parse::<LeavingRecord>(value).map(|record| (record.machine, revision))
+                    read_record::<LeavingRecord>(value).map(|record| (record.machine, revision))
                 });
                 Change::Leaving(unit_name(id)?, from.transpose()?)
             }
@@ -323,7 +323,7 @@ impl Reader {
             }
             "presence" => {
                 let id = machine_id(id)?;
-                let before = match value.map(parse::<PresenceRecord>).transpose()? {
+                let before = match value.map(read_record::<PresenceRecord>).transpose()? {
                     Some(record) => self.presence.insert(id.clone(), record),
                     None => self.presence.remove(&id),
                 };
@@ -334,7 +334,7 @@ impl Reader {
             }
             "machine" => {
                 let id = machine_id(id)?;
-                match value.map(parse::<MachineRecord>).transpose()? {
+                match value.map(read_record::<MachineRecord>).transpose()? {
                     Some(record) => self.edits.insert(id.clone(), record),
                     None => self.edits.remove(&id),
                 };
@@ -378,14 +378,14 @@ fn machine_id(text: &str) -> Result<MachineId, String> {
 }
 
 fn unit(name: &UnitName, value: &[u8], revision: Revision) -> Result<Unit, String> {
-    let record: UnitRecord = parse(value)?;
+    let record: UnitRecord = read_record(value)?;
     let file = UnitFile::parse(&record.file).map_err(|e| format!("line {}: {e}", e.line()))?;
     let requirements = Requirements::of_accepted(name, &file).map_err(|e| e.to_string())?;
     Ok(Unit { file, requirements: Arc::new(requirements), desired: record.desired, revision })
 }
 
 fn reports(value: &[u8]) -> Result<BTreeMap<UnitName, UnitReport>, String> {
-    let record: StatesRecord = parse(value)?;
+    let record: StatesRecord = read_record(value)?;
     let report = |StatesRow(name, current, hash, load, active, sub, problem)| {
         let hash = Hash::parse(&hash).ok_or_else(|| format!("{hash:?} of {name} is not a hash"))?;
         let systemd = SystemdState { load, active, sub };
@@ -394,8 +394,8 @@ fn reports(value: &[u8]) -> Result<BTreeMap<UnitName, UnitReport>, String> {
     record.units.into_iter().map(report).collect()
 }
 
-/// Reads a record, unless it is of a newer format.
-fn parse<R: DeserializeOwned>(value: &[u8]) -> Result<R, String> {
+/// Reads a record, unless it is of a newer format; the error says why it can't be read.
+pub fn read_record<R: DeserializeOwned>(value: &[u8]) -> Result<R, String> {
     // Looked at first: a newer record may have the same fields and yet another meaning.
     let FormatRecord { format } = serde_json::from_slice(value).map_err(|e| format!("not a record: {e}"))?;
     if format == 0 || format > FORMAT {

@@ -42,16 +42,13 @@ fn note<K: Ord + Clone>(
 
 impl View {
     pub(super) fn apply_unread(&mut self, record: Record, reason: Option<String>, effects: &mut Effects) {
-        let unread = reason.is_some();
         if !self.unread.note(&record, reason) {
             return;
         }
         match record {
             Record::OfUnit(_, name) => {
                 effects.units.insert(name.clone());
-                if !unread {
-                    effects.everywhere.insert(name);
-                }
+                effects.everywhere.insert(name);
             }
             Record::OfMachine(kind, id) => {
                 if kind == RecordKind::Machine {

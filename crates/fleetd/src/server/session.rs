@@ -305,9 +305,9 @@ impl<S: Store> Session<'_, S> {
         true
     }
 
-    /// What to say of a unit. What can't be read is no instruction: what was told stays, and a machine that is told for the first time
-    /// (`first`) leaves the unit as it is. But it has to let go of one that is elsewhere, or was taken off there, by records that can be
-    /// read.
+    /// What to say of a unit. What can't be read is no instruction: a machine that was told to hold the unit, or is told for the first time
+    /// (`first`), leaves it as it is. It does not go on holding it: had its presence run out, and the unit been placed elsewhere, it would
+    /// start it again. But it has to let go of one that is elsewhere, or was taken off there, by records that can be read.
     fn instruction(&self, view: &View, name: &UnitName, first: bool) -> Option<Instruction> {
         let id = &self.hello.id;
         let global =
@@ -327,7 +327,11 @@ impl<S: Store> Session<'_, S> {
                 return release;
             }
         }
-        self.told.get(name).cloned().or_else(|| first.then_some(Instruction::Leave))
+        match self.told.get(name) {
+            Some(Instruction::Release(number)) => Some(Instruction::Release(*number)),
+            Some(Instruction::Hold(_) | Instruction::Leave) => Some(Instruction::Leave),
+            None => first.then_some(Instruction::Leave),
+        }
     }
 
     /// What to say of a unit that is not wanted, if the machine has yet to say that nothing of it runs.

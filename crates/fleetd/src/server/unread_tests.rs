@@ -1,6 +1,6 @@
 //! Records that a server can't read, as a newer one has written them, cost only themselves.
 
-use super::{Server, ServerConfig};
+use super::{MachineMark, Server, ServerConfig};
 use fleet_cluster::engine::Policy;
 use fleet_cluster::model::{DesiredState, Machine, MachineId, Revision};
 use fleet_link::{AgentEnd, Hello, Instruction, ToAgent};
@@ -279,6 +279,42 @@ async fn a_machine_that_comes_from_a_newer_server_keeps_what_it_was_told_there()
     assert_eq!(told_first[&name("replaced.service")], Instruction::Leave);
     rig.write([put_schedule(&name("replaced.service"), &b)]).await;
     assert_eq!(told(&mut agent, "replaced.service").await, None);
+    rig.end().await;
+}
+
+/// Had it been lost and were back, the unit might run elsewhere by a record that this server can't read.
+#[tokio::test]
+async fn a_machine_does_not_go_on_holding_what_it_may_not_hold_any_more() {
+    let mut rig = Rig::new(true).await;
+    let a = machine('a');
+    let (mut agent, _) = rig.connect(&a).await;
+    let (mut other, _) = rig.connect(&machine('b')).await;
+    rig.launch("u.service", "MachineID=aaaaaaaa").await;
+    assert!(matches!(told(&mut agent, "u.service").await, Some(Instruction::Hold(_))));
+    rig.write([Op::put("schedule/u.service", NEWER)]).await;
+    assert_eq!(told(&mut agent, "u.service").await, Some(Instruction::Leave));
+    rig.write([put_schedule(&name("u.service"), &a)]).await;
+    assert!(matches!(told(&mut agent, "u.service").await, Some(Instruction::Hold(_))));
+    // Who never held it hears nothing of that.
+    rig.launch("v.service", "MachineID=bbbbbbbb").await;
+    let Some(ToAgent::Changes(first)) = timeout(DEADLINE, other.receive.recv()).await.unwrap() else {
+        panic!("no change")
+    };
+    assert_eq!(first.into_keys().collect::<Vec<_>>(), [name("v.service")]);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_operators_said_of_a_machine_in_a_newer_format_is_not_written_over() {
+    let rig = Rig::new(true).await;
+    let key = format!("machine/{}", machine('1'));
+    let newer = r#"{"format":2,"metadata":{"zone":"x"}}"#;
+    rig.write([Op::put(key.as_str(), newer)]).await;
+    let edit = [(machine('1'), "zone".to_owned(), None)];
+    let refused = rig.server.edit_metadata(&edit).await.unwrap_err();
+    assert!(refused.to_string().contains("format 2 is unknown"), "{refused}");
+    rig.server.mark_machine(&machine('1'), MachineMark::Cordon).await.unwrap_err();
+    assert_eq!(&*rig.store.get(&key).await.unwrap().unwrap().value, newer.as_bytes());
     rig.end().await;
 }
 

@@ -383,6 +383,9 @@ impl<S: Store> Server<S> {
     }
 
     /// What operators said of a machine, and the guard to change it.
+    ///
+    /// # Errors
+    /// Also when it is of a newer format: what is written back in that would not be what it was.
     async fn machine_record(&self, id: &MachineId) -> Result<(MachineRecord, Compare), StoreError> {
         let key = machine_key(id);
         let asked = Instant::now();
@@ -391,8 +394,9 @@ impl<S: Store> Server<S> {
         let entry = entry?;
         let revision = entry.as_ref().map_or(0, |entry| entry.revision);
         let record = match entry {
-            Some(entry) => serde_json::from_slice(&entry.value)
-                .map_err(|error| StoreError::Damaged(format!("{key}: {error}")))?,
+            Some(entry) => {
+                read_record(&entry.value).map_err(|reason| StoreError::Damaged(format!("{key}: {reason}")))?
+            }
             None => MachineRecord { format: FORMAT, ..MachineRecord::default() },
         };
         Ok((record, Compare { key, revision }))

@@ -169,11 +169,13 @@ async fn a_global_unit_is_not_withdrawn_for_what_an_older_record_said() {
     let Some(ToAgent::Snapshot(told)) = agent.receive.recv().await else { panic!("no snapshot") };
     assert!(matches!(told[&b], Instruction::Hold(_)), "{told:?}");
     store.commit(Txn::of(Op::put("unit/b.service", "{\"format\":99}"))).await.unwrap();
+    let Some(ToAgent::Changes(told)) = agent.receive.recv().await else { panic!("no change") };
+    assert_eq!(told, [(b.clone(), Some(Instruction::Leave))].into());
     server.put_unit(&a, Some(global("")), launched).await.unwrap();
     let Some(ToAgent::Changes(told)) = agent.receive.recv().await else { panic!("no change") };
     assert!(matches!(told[&a], Some(Instruction::Hold(_))), "{told:?}");
-    assert_eq!(told.len(), 1, "what was told of the other stays: {told:?}");
-    // Who asks anew may have been told otherwise by a server that can read it.
+    assert_eq!(told.len(), 1, "{told:?}");
+    // Who asks anew hears the same.
     drop(agent);
     let mut agent = connect();
     let Some(ToAgent::Snapshot(told)) = agent.receive.recv().await else { panic!("no snapshot") };
