@@ -34,6 +34,7 @@ pub async fn all<S: Store>(make: impl AsyncFn() -> S) {
     watch_is_cancel_safe(make().await).await;
     watch_from_the_future(make().await).await;
     snapshot_then_watch(make().await).await;
+    barriers(make().await).await;
     lease_expiry(make().await).await;
     lease_keep_alive(make().await).await;
     lease_revocation(make().await).await;
@@ -394,6 +395,32 @@ pub async fn compaction<S: Store>(store: S, compact: impl AsyncFn(&S)) {
     let mut watch = store.watch("k", snapshot.revision).await.unwrap();
     put(&store, "k", "4").await;
     assert_eq!(described(&soon("a change", watch.next()).await.unwrap()), [event("k", Some("4"))]);
+}
+
+/// Who watches everything comes to a barrier, with all that was committed before; who does not is not told of it.
+pub async fn barriers<S: Store>(store: S) {
+    let start = store.range("").await.unwrap();
+    let mut all = store.watch("", start.revision).await.unwrap();
+    let mut some = store.watch("k", start.revision).await.unwrap();
+    let (mut reached, mut changes) = (start.revision, 0);
+    for n in 0..4 {
+        // Where nothing was written since, too
+        if n != 2 {
+            put(&store, "k", "v").await;
+        }
+        let barrier = store.barrier().await.unwrap();
+        while reached < barrier {
+            let batch = soon("a barrier", all.next()).await.unwrap();
+            assert!(batch.revision > reached);
+            (reached, changes) = (batch.revision, changes + batch.events.len());
+        }
+        assert_eq!(changes, [1, 2, 2, 3][n]);
+    }
+    for _ in 0..3 {
+        assert_eq!(soon("a change", some.next()).await.unwrap().events.len(), 1);
+    }
+    assert_eq!(keys(&store, "").await, ["k"]);
+    assert_eq!(store.range("").await.unwrap().revision, reached);
 }
 
 /// A snapshot followed by a watch from its revision misses nothing, however much is written meanwhile.

@@ -101,6 +101,17 @@ impl Handle {
         self.members.saw(answer.header.as_ref());
         Ok(answer)
     }
+
+    async fn txn(&self, request: pb::TxnRequest, effect: Effect) -> Result<pb::TxnResponse, CallError> {
+        let timeout = self.members.settings.timeout;
+        let answer = self.members.call(effect, |member| {
+            let request = member.request(request.clone(), Some(timeout));
+            async move { member.kv().txn(request).await }
+        });
+        let answer = answer.await?.into_inner();
+        self.members.saw(answer.header.as_ref());
+        Ok(answer)
+    }
 }
 
 impl EtcdStore {
@@ -243,17 +254,17 @@ impl Store for EtcdStore {
     }
 
     async fn commit(&self, txn: Txn) -> Result<Revision, StoreError> {
-        let members = &self.0.members;
-        let request = convert::request(&txn, &members.settings.layout)?;
-        let timeout = members.settings.timeout;
+        let request = convert::request(&txn, &self.0.members.settings.layout)?;
         let effect = if txn.ops.is_empty() { Effect::Repeatable } else { Effect::Once };
-        let answer = members.call(effect, |member| {
-            let request = member.request(request.clone(), Some(timeout));
-            async move { member.kv().txn(request).await }
-        });
-        let answer = answer.await?.into_inner();
-        members.saw(answer.header.as_ref());
+        let answer = self.0.txn(request, effect).await?;
         convert::answer(&txn, &answer)
+    }
+
+    // etcd can also be asked how far a watch is, but before 3.4.25 and 3.5.8 it answers ahead of changes that it has still to send.
+    async fn barrier(&self) -> Result<Revision, StoreError> {
+        let request = convert::barrier(&self.0.members.settings.layout);
+        let answer = self.0.txn(request, Effect::Repeatable).await?;
+        Ok(of_etcd(answer.header.map_or(0, |h| h.revision)))
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {

@@ -146,7 +146,7 @@ pub struct Event {
     pub entry: Option<Entry>,
 }
 
-/// All changes made at one revision, in the order of the transaction.
+/// All changes made at one revision, in the order of the transaction; none: see [`Store::barrier`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct WatchBatch {
@@ -247,6 +247,12 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// changes nothing (no writes, or only deletions of absent keys) checks its conditions and
     /// answers the current revision.
     fn commit(&self, txn: Txn) -> impl Future<Output = Result<Revision, StoreError>> + Send;
+    /// A revision that everybody comes to who watches all keys, be it with an empty batch, and at which all is in that was committed
+    /// before this was called. For who has to see something without knowing at which revision it was written. What [`commit`](Self::commit) answers
+    /// where nothing changed, or [`range`](Self::range), is no such revision if others write to the same store: nobody is told of theirs.
+    fn barrier(&self) -> impl Future<Output = Result<Revision, StoreError>> + Send {
+        self.commit(Txn::default())
+    }
     /// Begins a lease.
     fn grant(&self, ttl: Duration) -> impl Future<Output = Result<LeaseId, StoreError>> + Send;
     /// Renews a lease for its whole TTL.

@@ -41,9 +41,15 @@ pub(crate) struct StoreModel {
     log: VecDeque<WatchBatch>,
     /// Changes up to this revision are not kept.
     floor: Revision,
+    /// Another program writes to it as well, which takes revisions that nobody is told of.
+    is_foreign_too: bool,
 }
 
 impl StoreModel {
+    pub(crate) fn new(is_foreign_too: bool) -> Self {
+        StoreModel { is_foreign_too, ..StoreModel::default() }
+    }
+
     pub(crate) fn revision(&self) -> Revision {
         self.revision
     }
@@ -70,6 +76,7 @@ impl StoreModel {
 
     pub(crate) fn commit(&mut self, txn: &Txn) -> Result<Revision, StoreError> {
         check_size(txn)?;
+        self.revision += u64::from(self.is_foreign_too);
         if let Some(conflict) = self.conflict(&txn.compares) {
             return Err(conflict.into());
         }
@@ -118,6 +125,15 @@ impl StoreModel {
             self.revision += 1;
             self.log.push_back(WatchBatch { revision: self.revision, events });
         }
+    }
+
+    /// See [`Store::barrier`].
+    pub(crate) fn barrier(&mut self) -> Revision {
+        if self.is_foreign_too {
+            self.revision += 1;
+            self.log.push_back(WatchBatch { revision: self.revision, events: Vec::new() });
+        }
+        self.revision
     }
 
     pub(crate) fn grant(&mut self, ttl: Duration, now: Time) -> LeaseId {
@@ -202,7 +218,8 @@ impl StoreModel {
         let batches = self.log.iter().skip(start).filter_map(|batch| {
             let events = batch.events.iter().filter(|event| event.key.starts_with(prefix));
             let events: Vec<_> = events.cloned().collect();
-            (!events.is_empty()).then_some(WatchBatch { revision: batch.revision, events })
+            let told = !events.is_empty() || batch.events.is_empty() && prefix.is_empty();
+            told.then_some(WatchBatch { revision: batch.revision, events })
         });
         Ok(batches.collect())
     }
@@ -218,6 +235,7 @@ pub(crate) enum Request {
     Range(String),
     Get(String),
     Commit(Txn),
+    Barrier,
     Grant(Duration),
     KeepAlive(LeaseId),
     Revoke(LeaseId),
@@ -305,6 +323,12 @@ impl Store for SimStore {
             Err(error) => Err(error),
         }
     }
+    async fn barrier(&self) -> Result<Revision, StoreError> {
+        match self.ask(Request::Barrier).await? {
+            Answer::Revision(revision) => Ok(revision),
+            other => wrong(&other),
+        }
+    }
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         match self.ask(Request::Grant(ttl)).await? {
             Answer::Lease(lease) => Ok(lease),
@@ -384,6 +408,9 @@ mod tests {
             tokio::task::yield_now().await;
             self.with(|model, _| model.commit(&txn))
         }
+        async fn barrier(&self) -> Result<Revision, StoreError> {
+            Ok(self.with(|model, _| model.barrier()))
+        }
         async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
             Ok(self.with(|model, now| model.grant(ttl, now)))
         }
@@ -418,6 +445,13 @@ mod tests {
             began: Instant::now(),
         })
         .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_barrier_comes_to_it_whatever_others_write() {
+        let model = StoreModel { revision: 1, is_foreign_too: true, ..StoreModel::default() };
+        let store = Direct { model: Arc::new(Mutex::new(model)), began: Instant::now() };
+        fleet_registry::conformance::barriers(store).await;
     }
 
     #[test]

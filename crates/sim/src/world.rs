@@ -179,7 +179,7 @@ impl World {
             hosts,
             events: BTreeMap::new(),
             numbered: 0,
-            store: StoreModel::default(),
+            store: StoreModel::new(scenario.shared),
             store_rate,
             store_trouble: StoreTrouble::default(),
             unanswered: Vec::new(),

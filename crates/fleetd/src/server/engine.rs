@@ -25,7 +25,7 @@ use fleet_cluster::engine::{Decision, Engine, Leaving};
 use fleet_cluster::model::Revision;
 use fleet_registry::records::{leaving_key, presence_key, put_leaving, put_schedule, schedule_key, unit_key};
 use fleet_registry::store::MAX_OPS;
-use fleet_registry::{Compare, LeaseId, Op, Store, StoreError, Txn};
+use fleet_registry::{Compare, Conflict, LeaseId, Op, Store, StoreError, Txn};
 use fleet_unit::UnitName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -253,7 +253,7 @@ impl<S: Store> Server<S> {
                 // The fence that was not known to be written, was.
                 Err(Failed::Store(StoreError::Conflict(conflict))) if conflict.key == FENCE => {
                     written.fence = conflict.found;
-                    self.catch_up().await?;
+                    self.look_again(&conflict, written).await?;
                     return Ok(Carried::Out);
                 }
                 Err(Failed::Store(StoreError::Conflict(_))) => {
@@ -263,7 +263,7 @@ impl<S: Store> Server<S> {
                             Ok(()) => tell(decision),
                             Err(Failed::Store(StoreError::Conflict(conflict))) => {
                                 debug!(unit = %decision.unit, "decision dropped: {conflict}");
-                                self.catch_up().await?;
+                                self.look_again(&conflict, written).await?;
                                 let all = [IMPORT, FENCE].contains(&conflict.key.as_str());
                                 return Ok(if all {
                                     Carried::No
@@ -284,10 +284,10 @@ impl<S: Store> Server<S> {
         Ok(Carried::Out)
     }
 
-    /// Waits until the view is that of now: what was in the way has to be seen before anything is decided.
-    async fn catch_up(&self) -> Result<(), Failed> {
-        let now = self.store.commit(Txn::default()).await?;
-        self.hub.reached(now).await;
+    /// Waits until the view has what was in the way, and all that was written before that, which may be newer.
+    async fn look_again(&self, conflict: &Conflict, written: &Written) -> Result<(), Failed> {
+        self.catch_up(conflict).await?;
+        self.hub.reached(written.newest).await;
         Ok(())
     }
 

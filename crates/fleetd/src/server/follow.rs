@@ -95,11 +95,24 @@ impl<S: Store> Server<S> {
             Err(error) => return error.into(),
         };
         *pause = RETRY.0;
+        let share = self.share(&snapshot);
+        tokio::pin!(share);
+        let mut shared = false;
         loop {
-            let batch = match watch.next().await {
+            let batch = tokio::select! {
+                biased;
+                batch = watch.next() => batch,
+                () = &mut share, if !shared => {
+                    shared = true;
+                    continue;
+                }
+            };
+            let batch = match batch {
                 Ok(batch) => batch,
                 Err(error) => return error.into(),
             };
+            // The others come to this revision as well, and it is a later one.
+            shared = true;
             if batch.events.iter().any(transfer::begins) {
                 self.importing.store(true, Ordering::Relaxed);
                 self.hub.rewind();

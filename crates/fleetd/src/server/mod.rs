@@ -10,6 +10,7 @@
 //! Every arrow carries changes. Each consumer has a mailbox that merges what it has not looked at yet, so that a slow
 //! one falls behind without holding anybody up and without growing.
 
+mod catch_up;
 mod dismiss;
 mod engine;
 mod follow;

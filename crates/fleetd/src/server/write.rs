@@ -303,7 +303,8 @@ impl<S: Store> Server<S> {
                 (unit.revision, place, from.filter(|_| stop).cloned())
             })
         };
-        let Some((unit, place, from)) = known else {
+        // What is deleted though nothing is there has no revision that the view comes to.
+        let Some((unit, place, from)) = known.filter(|(unit, place, _)| (*unit, *place) != (0, 0)) else {
             return Ok(Plan::nothing(name, 0, Err(WriteError::NoUnit)));
         };
         let mut plan = Plan {
@@ -402,7 +403,7 @@ impl<S: Store> Server<S> {
         Ok((record, Compare { key, revision }))
     }
 
-    /// Commits; `None` when a guard did not hold, after the view has caught up with the store.
+    /// Commits; `None` when a guard did not hold, after the view has what was in the way.
     async fn try_commit(&self, txn: Txn) -> Result<Option<Revision>, WriteError> {
         let asked = Instant::now();
         let written = self.store.commit(txn).await;
@@ -410,10 +411,8 @@ impl<S: Store> Server<S> {
         self.metrics.operation(Operation::Set, asked.elapsed(), answered);
         match written {
             Ok(revision) => Ok(Some(revision)),
-            Err(StoreError::Conflict(_)) => {
-                // The revision of now, so that a deletion is seen, too.
-                let revision = self.store.commit(Txn::default()).await?;
-                self.hub.reached(revision).await;
+            Err(StoreError::Conflict(conflict)) => {
+                self.catch_up(&conflict).await?;
                 Ok(None)
             }
             Err(error) => Err(error.into()),

@@ -78,8 +78,17 @@ pub(super) fn answer(txn: &Txn, answer: &pb::TxnResponse) -> Result<Revision, St
     Err(Conflict { key: condition.key.clone(), expected: condition.revision, found }.into())
 }
 
-/// An entry. `None`: its key is none of ours; that is said in the log.
+/// What makes watches of all entries tell a revision.
+pub(super) fn barrier(layout: &Layout) -> pb::TxnRequest {
+    let put = pb::PutRequest { key: layout.barrier(), ..pb::PutRequest::default() };
+    pb::TxnRequest { success: vec![op(Request::RequestPut(put))], ..pb::TxnRequest::default() }
+}
+
+/// An entry. `None`: its key is that of the barrier, or none of ours; that is said in the log.
 pub(super) fn entry(kv: &pb::KeyValue, layout: &Layout) -> Option<Entry> {
+    if kv.key == layout.barrier() {
+        return None;
+    }
     let Some(key) = layout.key(&kv.key) else {
         let key = kv.key.escape_ascii();
         tracing::warn!("etcd has a key that is not of fleet: {key}; it is ignored");

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `PREFIX` `v3/registry` | which registry this is: see [`super::identity`] |
 //! | `PREFIX` `v3/entries/` KEY | the entry KEY of the registry |
+//! | `PREFIX` `v3/entries/` | nothing; it is written so that watches of all entries tell its revision: see [`crate::Store::barrier`] |
 //!
 //! `PREFIX` is `etcd_key_prefix`. The fleet of CoreOS kept its data at the same prefix, in etcd's older store of API v2, which
 //! API v3 does not show; where it was migrated into the newer one its keys lie beside ours and are left alone.
@@ -46,6 +47,11 @@ impl Layout {
     /// etcd's key of an entry.
     pub(super) fn entry(&self, key: &str) -> Bytes {
         format!("{}{key}", self.entries).into()
+    }
+
+    /// The key that is none of an entry, and lies among theirs.
+    pub(super) fn barrier(&self) -> Bytes {
+        self.entries.clone().into()
     }
 
     /// etcd's keys of the entries that begin with `prefix`.

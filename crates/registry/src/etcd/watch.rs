@@ -170,9 +170,8 @@ impl Changes {
     fn finish(&mut self) {
         if let Some(batch) = self.unfinished.take() {
             self.position = batch.revision;
-            if !batch.events.is_empty() {
-                self.ready.push_back(batch);
-            }
+            // Also one without changes: somebody may wait for its revision.
+            self.ready.push_back(batch);
         }
     }
 }

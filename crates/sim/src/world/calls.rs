@@ -137,7 +137,7 @@ impl World {
             if to || self.is_lost() {
                 self.unanswered.push(call);
             } else {
-                let writes = matches!(call.request, Request::Commit(_));
+                let writes = matches!(call.request, Request::Commit(_) | Request::Barrier);
                 let delay = self.call_delay(writes);
                 self.after(delay, Event::Call(call));
             }
@@ -236,6 +236,7 @@ impl World {
                 }
                 done.map(Answer::Revision)
             }
+            Request::Barrier => Ok(Answer::Revision(self.in_store(Some(host), StoreModel::barrier))),
             Request::Grant(ttl) => {
                 let presence = ttl == self.scenario.ttl;
                 let early = presence && self.mutation == Some(Mutation::EarlyExpiry);
