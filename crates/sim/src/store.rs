@@ -201,6 +201,10 @@ impl StoreModel {
         }
     }
 
+    pub(crate) fn leases(&self) -> BTreeSet<LeaseId> {
+        self.leases.keys().copied().collect()
+    }
+
     /// Forgets the changes up to a revision.
     pub(crate) fn compact(&mut self, to: Revision) {
         while self.log.front().is_some_and(|batch| batch.revision <= to) {

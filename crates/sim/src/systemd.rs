@@ -111,7 +111,7 @@ pub(crate) struct Machine {
     /// Until then the guard is dead, and about to be started again.
     guard_back: Time,
     /// For how long the machine was suspended, by its own clock, and since when it is.
-    slept: Duration,
+    pub(crate) slept: Duration,
     pub(crate) asleep: Option<Time>,
     /// Files can't be written until then.
     pub(crate) full: Time,

@@ -53,6 +53,8 @@ enum Event {
     Broken(u64),
     /// A machine that was suspended goes on.
     Wake(usize),
+    /// Of a store with a member on a machine that was suspended another member leads.
+    Elect(usize),
     /// The bus of a machine is back.
     BusBack(usize),
     /// A cut between a server and the store that comes and goes: how often yet.
@@ -381,6 +383,7 @@ impl World {
                 machine.tell_all();
             }
             Event::Wake(host) => self.wake(host),
+            Event::Elect(host) => self.elect(host),
             Event::Flap(cut, left) => self.flap(cut, left),
             Event::FlapStore(server, left) => self.flap_store(server, left),
             Event::Readable(name) => self.make_readable(&name),

@@ -48,6 +48,13 @@ pub fn clock() -> Duration {
     Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
+/// For how long the machine has been suspended since the kernel booted, within some microseconds.
+pub fn suspended() -> Duration {
+    let awake = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(awake.tv_sec).unwrap_or(0);
+    clock().saturating_sub(Duration::new(seconds, u32::try_from(awake.tv_nsec).unwrap_or(0)))
+}
+
 fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string(BOOT_ID)?.trim().to_owned())
 }

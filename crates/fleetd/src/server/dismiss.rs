@@ -161,7 +161,7 @@ impl<S: Store> Session<'_, S> {
                 // While it stops its units it is there; without a presence, or with one that was lost, there is nothing to hold.
                 Some(beat) = beats.recv() => {
                     if let Some(lease) = self.lease
-                        && self.server.store.keep_alive(lease).await.is_ok()
+                        && self.renew(lease).await.is_ok()
                     {
                         let _ = beat.held.send(Held::during(self.server.config.agent_ttl));
                     }

@@ -20,6 +20,7 @@ mod membership;
 mod others;
 mod pace;
 mod peers;
+mod renewal;
 mod said;
 mod session;
 pub mod transfer;
@@ -80,6 +81,7 @@ pub struct Server<S: Store> {
     dialer: Arc<OnceCell<PeerDialer>>,
     metrics: Arc<Metrics>,
     started: Instant,
+    suspended: renewal::Suspended,
     /// Cancelled when another registry was accepted, or imported.
     exchanged: CancellationToken,
     /// Whether the registry is being imported.
@@ -100,6 +102,7 @@ impl<S: Store> Clone for Server<S> {
             dialer: self.dialer.clone(),
             metrics: self.metrics.clone(),
             started: self.started,
+            suspended: self.suspended.clone(),
             exchanged: self.exchanged.clone(),
             importing: self.importing.clone(),
             cancel: self.cancel.clone(),
@@ -122,10 +125,16 @@ impl<S: Store> Server<S> {
             dialer: Arc::default(),
             metrics: Arc::default(),
             started: Instant::now(),
+            suspended: Arc::new(fleet_systemd::guard::suspended),
             exchanged: CancellationToken::new(),
             importing: Arc::default(),
             cancel,
         }
+    }
+
+    /// A server on a machine that says otherwise than this one for how long it has been suspended since it booted.
+    pub fn with_suspended(self, suspended: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Server { suspended: Arc::new(suspended), ..self }
     }
 
     /// What the server knows.

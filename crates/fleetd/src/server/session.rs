@@ -4,6 +4,7 @@ use super::{
     Server,
     hub::{self, lock},
     pace::Pace,
+    renewal::Moment,
 };
 use anyhow::bail;
 use fleet_cluster::model::*;
@@ -113,6 +114,7 @@ impl<S: Store> Server<S> {
             reports: BTreeMap::new(),
             complete: false,
             lease: None,
+            renewed: None,
             written: false,
             doubtful: false,
             presence: 0,
@@ -188,6 +190,8 @@ pub(super) struct Session<'a, S: Store> {
     /// Whether the agent has sent all its reports once: before, what it did not mention is unknown, not gone.
     pub(super) complete: bool,
     pub(super) lease: Option<LeaseId>,
+    /// When the last renewal of that was asked for that can be believed.
+    renewed: Option<Moment>,
     /// Whether the store has the present reports.
     written: bool,
     /// Whether an older write may still arrive at the store and take the place of a newer one.
@@ -462,12 +466,12 @@ impl<S: Store> Session<'_, S> {
         let renewed = match self.lease {
             // An older session may have written it meanwhile; under its lease it would run out though this one is renewed.
             Some(_) if self.server.peers.presence(&id) != self.presence => self.begin().await,
-            Some(lease) => self.server.store.keep_alive(lease).await,
+            Some(lease) => self.renew(lease).await,
             None => self.begin().await,
         };
         let renewed = match renewed {
             Err(StoreError::LeaseEnded) => {
-                warn!(machine = %id, "presence of machine {id} had run out; renewed");
+                warn!(machine = %id, "presence of machine {id} had run out, or may have; it is written anew");
                 self.lease = None;
                 self.begin().await
             }
@@ -483,6 +487,17 @@ impl<S: Store> Session<'_, S> {
             }
             Err(error) => self.server.trouble(&format!("renewing the presence of machine {id}"), &error),
         }
+    }
+
+    /// Renews the lease; one that may have ended though the store would renew it counts as ended.
+    pub(super) async fn renew(&mut self, lease: LeaseId) -> Result<(), StoreError> {
+        let now = Moment::now(&self.server.suspended);
+        if self.renewed.is_none_or(|last| last.is_doubtful(now, self.server.config.agent_ttl)) {
+            return Err(StoreError::LeaseEnded);
+        }
+        self.server.store.keep_alive(lease).await?;
+        self.renewed = Some(now);
+        Ok(())
     }
 
     /// Gives the machine's presence up on purpose: first says so, then ends the lease.
@@ -511,6 +526,7 @@ impl<S: Store> Session<'_, S> {
     async fn begin(&mut self) -> Result<(), StoreError> {
         self.server.hub.reached(1).await;
         let known = self.server.peers.presence(&self.hello.id);
+        let now = Moment::now(&self.server.suspended);
         let lease = self.server.store.grant(self.server.config.agent_ttl).await?;
         let ops = vec![put_presence(&self.hello.id, &self.presence(false), lease)];
         let guard = Compare { key: presence_key(&self.hello.id), revision: known };
@@ -522,6 +538,7 @@ impl<S: Store> Session<'_, S> {
         let revision = written?;
         self.server.hub.reached(revision).await;
         self.lease = Some(lease);
+        self.renewed = Some(now);
         self.presence = revision;
         self.written = false;
         self.doubtful = false;
@@ -610,3 +627,7 @@ impl<S: Store> Session<'_, S> {
         true
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;

@@ -5,7 +5,8 @@ use crate::oracle::{MEMBERS, REMOVED};
 use crate::scenario::Slow;
 use crate::store::{Answer, Request};
 use fleet_registry::records::{FORMAT, MACHINES, PRESENCES, SCHEDULE, STATES, UNITS, put_format, unit_key};
-use fleet_registry::{Event as Change, Op, StoreError, Txn, WatchBatch};
+use fleet_registry::{Event as Change, LeaseId, Op, StoreError, Txn, WatchBatch};
+use std::collections::BTreeSet;
 use tokio::sync::oneshot;
 
 /// How the store is.
@@ -24,8 +25,19 @@ pub(super) struct StoreTrouble {
     /// Writes of an embedded store of which it is not known whether they reached the disk: so far they count as not written, and
     /// the next restart may find them.
     pub(super) limbo: Option<Txn>,
+    /// Hosts that were suspended with a member of the store that led until then.
+    pub(super) deposed: BTreeMap<usize, Deposed>,
     /// Deliberate mistake: the next listing of that host is empty.
     pub(super) empty_listing: Option<usize>,
+}
+
+/// A member of the store that does not know that another leads.
+#[derive(Clone, Debug)]
+pub(super) struct Deposed {
+    /// What it renews though it can't.
+    leases: BTreeSet<LeaseId>,
+    /// When it learns of it; none while its machine sleeps.
+    until: Option<Time>,
 }
 
 /// An answer on its way.
@@ -243,6 +255,7 @@ impl World {
                 let ttl = if early { ttl.mul_f64(0.6) } else { ttl };
                 Ok(Answer::Lease(self.store.grant(ttl, now)))
             }
+            Request::KeepAlive(lease) if self.is_renewed_in_vain(host, lease) => Ok(Answer::Done),
             Request::KeepAlive(lease) => self.store.keep_alive(lease, now).map(|()| Answer::Done),
             Request::Revoke(lease) => {
                 self.in_store(Some(host), |store| store.revoke(lease)).map(|()| Answer::Done)
@@ -255,6 +268,36 @@ impl World {
                 Ok(Answer::Watch(receive))
             }
         }
+    }
+
+    /// A host is suspended for so long that another member of the store leads than the one on it.
+    pub(super) fn elect(&mut self, host: usize) {
+        if lock(&self.hosts[host].machine).asleep.is_none() {
+            return;
+        }
+        let now = self.store_now();
+        self.store.refresh_leases(now);
+        let deposed = Deposed { leases: self.store.leases(), until: None };
+        self.store_trouble.deposed.insert(host, deposed);
+        self.note(|| format!("another member of the store leads than that of host {host}"));
+    }
+
+    /// It goes on, and its member of the store believes for a moment that it leads.
+    pub(super) fn believes_to_lead(&mut self, host: usize) {
+        if self.store_trouble.deposed.contains_key(&host) {
+            let until = self.now + self.rng.spread(10, 1_500);
+            self.store_trouble.deposed.entry(host).and_modify(|deposed| deposed.until = Some(until));
+        }
+    }
+
+    /// The member on a host, if that has missed who leads now.
+    fn deposed(&self, host: usize) -> Option<&Deposed> {
+        let deposed = self.store_trouble.deposed.get(&host)?;
+        deposed.until.is_none_or(|until| until > self.now).then_some(deposed)
+    }
+
+    fn is_renewed_in_vain(&self, host: usize, lease: LeaseId) -> bool {
+        self.deposed(host).is_some_and(|deposed| deposed.leases.contains(&lease))
     }
 
     /// Deliberate mistakes of who wrote a transaction.
@@ -348,7 +391,7 @@ impl World {
         if self.watchers[number].send.is_closed() {
             return;
         }
-        if from {
+        if from || self.deposed(host).is_some() {
             return self.after(Duration::from_millis(200), Event::Flush(number));
         }
         let slow = self.store_trouble.slow.filter(|(until, _)| *until > self.now);

@@ -122,6 +122,10 @@ impl World {
                     lock(&self.hosts[host].machine).sleep();
                     self.oracle.sleeps(self.now, host, true);
                     self.after(lasts, Event::Wake(host));
+                    if self.scenario.shared && self.hosts[host].is_server {
+                        let elected = rng.millis(1_000, 2_500);
+                        self.after(elected, Event::Elect(host));
+                    }
                 }
             }
             Fault::GuardDies => {
@@ -293,6 +297,7 @@ impl World {
         }
         self.oracle.sleeps(now, host, false);
         self.note(|| format!("host {host} wakes up"));
+        self.believes_to_lead(host);
     }
 
     pub(super) fn resume(&mut self, host: usize) {

@@ -3,7 +3,7 @@
 
 use crate::process::Process;
 use crate::store::SimStore;
-use crate::systemd::{SharedMachine, SimSystemd};
+use crate::systemd::{SharedMachine, SimSystemd, lock};
 use fleet_cluster::engine::Policy;
 use fleet_cluster::model::Machine;
 use fleet_link::{AgentEnd, Hello};
@@ -60,7 +60,8 @@ pub(super) fn begin(
             shared_registry,
             address: None,
         };
-        process.within(|| Server::new(store, config, cancel.clone()))
+        let (cancel, machine) = (cancel.clone(), machine.clone());
+        process.within(|| Server::new(store, config, cancel).with_suspended(move || lock(&machine).slept))
     });
     let life = Life { server: server.clone(), terminate: terminate.clone() };
     let to_own_agent = sessions.clone();
