@@ -80,6 +80,14 @@ fn who_follows_what_cannot_be_read_stays() {
     cluster.apply(Change::Unit(name("b.service"), None));
     assert_eq!(cluster.settle(), []);
     assert_eq!(cluster.at("c.service"), Some(1));
+    // Somebody else has moved it meanwhile.
+    cluster.start("b.service", "");
+    let place = Some((id(2), cluster.revision));
+    cluster.apply(Change::Schedule(name("b.service"), place));
+    assert_eq!(cluster.settle(), []);
+    unit_record(&mut cluster, RecordKind::Unit, "b.service", false);
+    cluster.settle();
+    assert_eq!(cluster.at("c.service"), Some(2));
 }
 
 /// Its presence can't be read, and a listing lacks it.

@@ -47,6 +47,8 @@ impl View {
         }
         match record {
             Record::OfUnit(_, name) => {
+                // Who follows it may have stayed for that.
+                effects.units.extend(self.followers(&name).cloned());
                 effects.units.insert(name.clone());
                 effects.everywhere.insert(name);
             }
