@@ -13,7 +13,7 @@ use crate::{
     guard,
 };
 use bus::{Bus, Current, Keeper};
-use calls::{Asked, Calls, Job};
+use calls::{Answer, Asked, Calls, Job};
 use changes::Changes;
 use fleet_unit::{UnitFile, UnitName};
 use futures_util::future::join_all;
@@ -21,7 +21,7 @@ use jobs::{Ending, Jobs};
 use proxy::{Listed, UnitProxy};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -106,7 +106,7 @@ impl SystemdHost {
         };
         tokio::spawn(keeper.run(end.clone()));
         tokio::spawn(passing);
-        let calls = Calls::new(current.clone(), jobs, directories.clone(), end.clone());
+        let calls = Calls::new(current.clone(), jobs, changes.clone(), directories.clone(), end.clone());
         Ok(SystemdHost {
             directories,
             current,
@@ -158,10 +158,15 @@ impl SystemdHost {
     }
 
     /// One job from the call to its end.
-    async fn job(&self, unit: &UnitName, job: Job) -> Result<JobResult, Error> {
+    async fn job(
+        &self,
+        unit: &UnitName,
+        job: Job,
+        asked: impl Future<Output = Result<Answer, Error>>,
+    ) -> Result<JobResult, Error> {
         let mut current = self.current.clone();
         current.mark_unchanged();
-        let (bus, asked) = self.calls.ask(unit, job).await?;
+        let (bus, asked) = asked.await?;
         let (id, mut ending) = match asked? {
             Asked::Job(id, ending) => (id, ending),
             Asked::Ended(result) => return Ok(result),
@@ -277,16 +282,52 @@ impl SystemdHost {
         results
     }
 
+    /// Takes links away. What `Also=` in a file takes along of other units is given back to them.
     async fn disable(&self, bus: &Bus, units: &[&UnitName]) -> Vec<Result<(), Error>> {
-        self.together(units, REMOVALS_IN_A_CALL, |names| async move {
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            match bus.ask(bus.manager.disable_unit_files(&names, true)).await {
-                // There is neither a link of this name nor one to a file of this name.
-                Err(error) if names.len() == 1 && is_named(&error, "NoSuchUnit") => Ok(()),
-                result => Ok(result.map(drop)?),
+        let lost = Mutex::new(BTreeSet::new());
+        let gone = &lost;
+        let results = self
+            .together(units, REMOVALS_IN_A_CALL, |names| async move {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                match bus.ask(bus.manager.disable_unit_files(&names, true)).await {
+                    // There is neither a link of this name nor one to a file of this name.
+                    Err(error) if names.len() == 1 && is_named(&error, "NoSuchUnit") => Ok(()),
+                    result => {
+                        let names = result?.into_iter().filter_map(|(_, path, _)| {
+                            UnitName::parse(Path::new(&path).file_name()?.to_str()?).ok()
+                        });
+                        gone.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+                        Ok(())
+                    }
+                }
+            })
+            .await;
+        let mut lost = lost.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for unit in units {
+            lost.remove(*unit);
+        }
+        self.give_back(bus, lost).await;
+        results
+    }
+
+    /// Links those of the units that fleet has here.
+    async fn give_back(&self, bus: &Bus, units: BTreeSet<UnitName>) {
+        if units.is_empty() {
+            return;
+        }
+        let read = move |directories: &Directories| {
+            let read = |unit: UnitName| files::read_unit(directories, &unit).map(|file| (unit, file));
+            Ok(units.into_iter().filter_map(read).collect::<Vec<_>>())
+        };
+        for (unit, file) in self.with_files(read).await.unwrap_or_default() {
+            let mut result = self.link(bus, &[&unit], file.has_install()).await.pop();
+            if file.has_install() && !matches!(result, Some(Ok(()))) {
+                result = self.link(bus, &[&unit], false).await.pop();
             }
-        })
-        .await
+            if let Some(Err(error)) = result {
+                tracing::warn!(%unit, %error, "its link went with that of another unit, and can't be made again");
+            }
+        }
     }
 
     async fn link(&self, bus: &Bus, units: &[&UnitName], enable: bool) -> Vec<Result<(), Error>> {
@@ -395,12 +436,12 @@ impl SystemdHost {
             .build()
             .await
     }
+}
 
-    async fn reset_failed(&self, bus: &Bus, unit: &UnitName) {
-        match bus.call(bus.manager.reset_failed_unit(unit.as_str())).await {
-            Ok(()) => self.changes.saw(unit, false),
-            Err(error) => tracing::debug!(%unit, %error, "the failed state was not reset"),
-        }
+async fn reset_failed(bus: &Bus, changes: &Changes, unit: &UnitName) {
+    match bus.call(bus.manager.reset_failed_unit(unit.as_str())).await {
+        Ok(()) => changes.saw(unit, false),
+        Err(error) => tracing::debug!(%unit, %error, "the failed state was not reset"),
     }
 }
 
@@ -549,7 +590,7 @@ impl Systemd for SystemdHost {
             Ok(failed) => {
                 let failed: BTreeSet<&str> = failed.iter().map(|unit| unit.0.as_str()).collect();
                 let ours = units.iter().filter(|unit| failed.contains(unit.as_str()));
-                join_all(ours.map(|unit| self.reset_failed(&bus, unit))).await;
+                join_all(ours.map(|unit| reset_failed(&bus, &self.changes, unit))).await;
             }
             Err(error) => tracing::warn!(%error, "can't find out which units are failed"),
         }
@@ -585,23 +626,21 @@ impl Systemd for SystemdHost {
     }
 
     async fn start(&self, unit: &UnitName) -> Result<JobResult, Error> {
+        let turn = self.calls.turn(unit);
         // A start that somebody asked for is not one too many, as systemd's own restarts may be.
-        if self.changes.was_failed(unit) {
-            self.reset_failed(&*self.bus().await?, unit).await;
-        }
-        let result = self.job(unit, Job::Start).await?;
-        if let JobResult::Failed(_) = &result {
-            let bus = self.bus().await?;
-            if self.hit_start_limit(&bus, unit).await {
-                self.reset_failed(&bus, unit).await;
-                return self.job(unit, Job::Start).await;
-            }
+        let reset = self.changes.was_failed(unit);
+        let result = self.job(unit, Job::Start, self.calls.ask(&turn, Job::Start, reset)).await?;
+        if let JobResult::Failed(_) = &result
+            && self.hit_start_limit(&*self.bus().await?, unit).await
+        {
+            return self.job(unit, Job::Start, self.calls.start_again(&turn)).await;
         }
         Ok(result)
     }
 
     async fn stop(&self, unit: &UnitName) -> Result<JobResult, Error> {
-        self.job(unit, Job::Stop).await
+        let turn = self.calls.turn(unit);
+        self.job(unit, Job::Stop, self.calls.ask(&turn, Job::Stop, false)).await
     }
 
     async fn in_memory(&self, units: &[UnitName]) -> Result<BTreeSet<UnitName>, Error> {
@@ -672,7 +711,8 @@ impl Systemd for SystemdHost {
     async fn run_guard(&self, run: bool) -> Result<(), Error> {
         let unit = UnitName::parse(guard::UNIT).map_err(|error| Error::Refused(error.to_string()))?;
         let job = if run { Job::Start } else { Job::Stop };
-        match self.job(&unit, job).await? {
+        let turn = self.calls.turn(&unit);
+        match self.job(&unit, job, self.calls.ask(&turn, job, false)).await? {
             JobResult::Failed(word) => Err(Error::Refused(format!(
                 "{unit} does not start (its job ended with result '{word}'; see systemctl status {unit})"
             ))),

@@ -109,6 +109,11 @@ pub(crate) fn delete_unit(directories: &Directories, unit: &UnitName) -> Result<
     delete(&of_unit(directories, unit))
 }
 
+/// The unit's file, if it is here and can be read.
+pub(crate) fn read_unit(directories: &Directories, unit: &UnitName) -> Option<UnitFile> {
+    UnitFile::parse(&read_bounded(&of_unit(directories, unit)).ok()?).ok()
+}
+
 /// The unit files in the units directory. Other things lying there are named in the log and left alone; what a
 /// killed fleetd was about to write is deleted.
 pub(crate) fn list_units(directories: &Directories) -> Result<BTreeMap<UnitName, UnitFile>, Error> {

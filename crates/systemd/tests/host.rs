@@ -187,6 +187,26 @@ host_tests! {
         assert_eq!(sh(found), "");
     }
 
+    /// systemd takes the links of what a unit names in `Also=` away with its own.
+    async fn a_unit_takes_no_other_along() {
+        let host = connect().await;
+        let first = |text: &str| unit("a.service", &format!("{SLEEP}[Install]\nAlso=b.service\n{text}"));
+        let second = unit("b.service", &format!("{SLEEP}[Install]\nWantedBy=multi-user.target\n"));
+        let links =
+            ["/run/systemd/system/b.service", "/run/systemd/system/multi-user.target.wants/b.service"];
+        let linked = || links.map(|path| link(path).as_deref() == Some("/run/fleet/units/b.service"));
+        install(&host, &[first("WantedBy=multi-user.target\n"), second]).await;
+        assert_eq!(linked(), [true, true]);
+        install(&host, &[first("")]).await;
+        assert_eq!(linked(), [true, true], "another text");
+        assert_eq!(host.remove(&[name("a.service")]).await, [Ok(())]);
+        assert_eq!(linked(), [true, true], "removed");
+        sh("systemctl daemon-reload");
+        assert_eq!(one_state(&host, "b.service").await.load, "loaded");
+        assert_eq!(host.remove(&[name("b.service")]).await, [Ok(())]);
+        assert_eq!(linked(), [false, false]);
+    }
+
     /// golden/16-node.txt: while that unit is there, nothing else gets loaded; here it does.
     async fn a_bad_install_section_spoils_nothing_else() {
         let host = connect().await;
@@ -461,6 +481,42 @@ host_tests! {
         };
         let (started, stopped) = tokio::join!(host.start(&hanging), stop);
         assert_eq!((started, stopped), (Ok(JobResult::Canceled), Ok(JobResult::Done)));
+    }
+
+    /// What has to be done before its start can begin must not let the stop come first.
+    async fn a_stop_does_not_overtake_the_start_of_a_failed_unit() {
+        let host = connect().await;
+        let mut notices = host.notices();
+        install(&host, &[unit("a.service", SLEEP)]).await;
+        let a = name("a.service");
+        assert_eq!(host.start(&a).await, Ok(JobResult::Done));
+        sh("systemctl kill --signal=SEGV a.service");
+        await_state(&host, &mut notices, "a.service", state("loaded", "failed", "failed")).await;
+        let (_, stopped) = tokio::join!(host.start(&a), host.stop(&a));
+        assert_eq!(stopped, Ok(JobResult::Done));
+        assert_eq!(one_state(&host, "a.service").await.active, "inactive");
+        assert_eq!(show("a.service", "Job"), "");
+    }
+
+    async fn a_start_that_waits_for_another_unit_can_be_taken_back() {
+        let host = connect().await;
+        let app = "[Service]\nType=oneshot\nExecStart=/bin/sleep infinity\n";
+        let side = format!("[Unit]\nAfter=app.service\n{SLEEP}");
+        install(&host, &[unit("app.service", app), unit("side.service", &side)]).await;
+        sh("systemctl start --no-block app.service");
+        let side = name("side.service");
+        let stop = async {
+            while !sh("systemctl list-jobs --no-legend").contains("side.service") {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(one_state(&host, "side.service").await.active, "inactive", "it does not show");
+            host.stop(&side).await
+        };
+        let (started, stopped) = tokio::join!(host.start(&side), stop);
+        assert_eq!((started, stopped), (Ok(JobResult::Canceled), Ok(JobResult::Done)));
+        sh("systemctl stop app.service");
+        assert_eq!(sh("systemctl list-jobs --no-legend"), "");
+        assert_eq!(one_state(&host, "side.service").await.active, "inactive");
     }
 
     async fn notices_of_our_units_only() {

@@ -12,6 +12,7 @@
 use super::{
     Directories,
     bus::{self, Bus, Current},
+    changes::Changes,
     files, is_named,
     jobs::{Ending, Jobs},
     path,
@@ -19,7 +20,10 @@ use super::{
 use crate::{Error, JobResult};
 use fleet_unit::UnitName;
 use futures_util::future::join_all;
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -46,17 +50,50 @@ pub(super) enum Asked {
 }
 
 /// Over which connection, and what systemd said.
-type Answer = (Arc<Bus>, Result<Asked, Error>);
+pub(super) type Answer = (Arc<Bus>, Result<Asked, Error>);
 
 struct Request {
     unit: UnitName,
     job: Job,
+    /// Whether its failed state is to be reset before.
+    reset: bool,
+    /// As which of all it is asked for, if it is of no use any more once something else was asked for later.
+    unless_later: Option<u64>,
     answer: oneshot::Sender<Answer>,
 }
 
 /// Where jobs are asked for.
-#[derive(Clone)]
-pub(super) struct Calls(mpsc::Sender<Request>);
+pub(super) struct Calls {
+    queue: mpsc::Sender<Request>,
+    newest: Arc<Newest>,
+}
+
+/// Which request is the newest of each unit with one under way, by their numbers.
+#[derive(Default)]
+struct Newest(Mutex<(u64, HashMap<UnitName, u64>)>);
+
+impl Newest {
+    fn is(&self, unit: &UnitName, number: u64) -> bool {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.1.get(unit) == Some(&number)
+    }
+}
+
+/// The place of a request among all.
+pub(super) struct Turn {
+    newest: Arc<Newest>,
+    unit: UnitName,
+    number: u64,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut state = self.newest.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.1.get(&self.unit) == Some(&self.number) {
+            state.1.remove(&self.unit);
+        }
+    }
+}
 
 impl Request {
     fn answer(self, bus: &Arc<Bus>, asked: Result<Asked, Error>) {
@@ -70,25 +107,55 @@ impl Calls {
     pub(super) fn new(
         current: Current,
         jobs: Jobs,
+        changes: Arc<Changes>,
         directories: Directories,
         end: CancellationToken,
     ) -> Self {
-        let (sender, queue) = mpsc::channel(WAITING);
-        let caller = Caller { current, jobs, directories, count: 0 };
+        let (queue, requests) = mpsc::channel(WAITING);
+        let newest = Arc::<Newest>::default();
+        let caller = Caller { current, jobs, changes, directories, newest: newest.clone(), count: 0 };
         tokio::spawn(async move {
-            end.run_until_cancelled(caller.run(queue)).await;
+            end.run_until_cancelled(caller.run(requests)).await;
         });
-        Calls(sender)
+        Calls { queue, newest }
     }
 
-    /// Asks for a job, after all that were asked for before.
+    /// Takes the next turn, for a unit of which something is asked.
+    pub(super) fn turn(&self, unit: &UnitName) -> Turn {
+        let mut state = self.newest.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 += 1;
+        let number = state.0;
+        state.1.insert(unit.clone(), number);
+        Turn { newest: self.newest.clone(), unit: unit.clone(), number }
+    }
+
+    /// Asks for a job, after all that were asked for before. `reset`: a failed state is reset before that.
     ///
     /// # Errors
     /// [`Error::Unreachable`] while there is no connection.
-    pub(super) async fn ask(&self, unit: &UnitName, job: Job) -> Result<Answer, Error> {
+    pub(super) async fn ask(&self, turn: &Turn, job: Job, reset: bool) -> Result<Answer, Error> {
+        self.send(turn, job, reset, None).await
+    }
+
+    /// Asks for a start once more, unless something else was asked of the unit meanwhile: then that counts, and this one is
+    /// cancelled.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] while there is no connection.
+    pub(super) async fn start_again(&self, turn: &Turn) -> Result<Answer, Error> {
+        self.send(turn, Job::Start, true, Some(turn.number)).await
+    }
+
+    async fn send(
+        &self,
+        turn: &Turn,
+        job: Job,
+        reset: bool,
+        unless_later: Option<u64>,
+    ) -> Result<Answer, Error> {
         let (answer, asked) = oneshot::channel();
         // Without a connection requests are dropped.
-        let _ = self.0.send(Request { unit: unit.clone(), job, answer }).await;
+        let _ = self.queue.send(Request { unit: turn.unit.clone(), job, reset, unless_later, answer }).await;
         asked.await.map_err(|_| bus::lost())
     }
 }
@@ -96,7 +163,9 @@ impl Calls {
 struct Caller {
     current: Current,
     jobs: Jobs,
+    changes: Arc<Changes>,
     directories: Directories,
+    newest: Arc<Newest>,
     /// Targets made by this process.
     count: u64,
 }
@@ -115,7 +184,12 @@ impl Caller {
             while let Some(first) = rest.first() {
                 let job = first.job;
                 let others = rest.split_off(rest.iter().take_while(|request| request.job == job).count());
-                let these = std::mem::replace(&mut rest, others);
+                let these = self.of_use(&bus, std::mem::replace(&mut rest, others));
+                join_all(these.iter().filter(|request| request.reset).map(|request| {
+                    // Not before its turn: what is asked for meanwhile must not come between this and the start.
+                    super::reset_failed(&bus, &self.changes, &request.unit)
+                }))
+                .await;
                 let alone = if job == Job::Start && these.len() >= MANY {
                     self.together(&bus, these).await
                 } else {
@@ -124,6 +198,18 @@ impl Caller {
                 join_all(alone.into_iter().map(|request| self.alone(&bus, request))).await;
             }
         }
+    }
+
+    /// Answers those that came too late.
+    fn of_use(&self, bus: &Arc<Bus>, requests: Vec<Request>) -> Vec<Request> {
+        let is_late = |request: &Request| {
+            request.unless_later.is_some_and(|number| !self.newest.is(&request.unit, number))
+        };
+        let (late, of_use): (Vec<_>, Vec<_>) = requests.into_iter().partition(is_late);
+        for request in late {
+            request.answer(bus, Ok(Asked::Ended(JobResult::Canceled)));
+        }
+        of_use
     }
 
     async fn alone(&self, bus: &Arc<Bus>, request: Request) {
