@@ -5,9 +5,10 @@
 //! Nothing else is remembered, so that fleetd may end at any point and go on where it was.
 //!
 //! The first line that holds says the step. *live* is [`SystemdState::is_live`]; *hash* is that of the wanted file;
-//! two texts with the same hash differ in comments and blanks only. *begun*: fleet asked for a start, and does not know how
-//! that ended (it was ended itself meanwhile); that it may have happened counts where the unit is not to run. *unsure*: what
-//! is said to be here may be something else, or systemd may not have read it.
+//! two texts with the same hash differ in comments and blanks only. *begun*: fleet asked for a start or a stop, and does not
+//! know how that ended (it was ended itself meanwhile, or systemd did not say); where the unit is not to run it counts that it may
+//! run, or wait in systemd to be started, which does not show. *unsure*: what is said to be here may be something else, or
+//! systemd may not have read it.
 //!
 //! | wanted   | file here       | started by fleet | systemd             | step |
 //! |----------|-----------------|------------------|---------------------|------|
@@ -27,12 +28,14 @@
 //! | nothing  | none            | no               | any                 | Forget: what else has that name is not ours |
 //! | nothing  | any             | any              | not known           | Ask |
 //! | nothing  | any             | any              | live                | Stop |
-//! | nothing  | any             | yes, begun       | not live            | Release |
+//! | nothing  | any             | begun            | not live            | Stop: a start may be waiting |
+//! | nothing  | any             | yes              | not live            | Release |
 //! | nothing  | some            | no               | not live            | Remove |
 //! | loaded, launched | none    | no               | any                 | Install |
 //! | loaded, launched | any     | any              | not known           | Ask |
-//! | loaded   | any             | yes, begun       | live                | Stop |
-//! | loaded   | any             | yes, begun       | not live            | Release |
+//! | loaded   | any             | yes              | live                | Stop |
+//! | loaded   | any             | yes              | not live            | Release |
+//! | loaded   | any             | begun            | any                 | Stop |
 //! | launched | any             | with another hash | live               | Stop |
 //! | launched | any             | with another hash | not live           | Release |
 //! | launched | another hash    | no, begun        | live                | Stop: it runs an older file |
@@ -68,9 +71,9 @@ pub struct Observed {
     /// Whether another file may be there by now, or systemd may not have read this one: an attempt to write one, or to have it read,
     /// failed or was cut off.
     pub unsure: bool,
-    /// The hash of the file with which fleet started it since the machine booted.
+    /// The hash of the file with which fleet started it since the machine booted, if it has not asked for a stop since.
     pub launched: Option<Hash>,
-    /// Whether fleet has asked for a start since then and does not know how that ended.
+    /// Whether fleet has asked for a start or a stop since then and does not know how that ended.
     pub begun: bool,
     /// Whether its file was here before fleet first ran since the machine booted, and nothing was wanted of it since.
     pub inherited: bool,
@@ -132,7 +135,7 @@ fn next_unwanted(observed: &Observed) -> Step {
     }
     match &observed.systemd {
         None => Step::Ask,
-        Some(state) if state.is_live() => Step::Stop,
+        Some(state) if state.is_live() || observed.begun => Step::Stop,
         Some(_) if marked => Step::Release,
         Some(_) => Step::Remove,
     }
@@ -150,7 +153,7 @@ fn next_wanted(wanted: &Wanted, observed: &Observed) -> Step {
         None => !launch && observed.begun,
     };
     if other {
-        return if state.is_live() { Step::Stop } else { Step::Release };
+        return if state.is_live() || observed.begun { Step::Stop } else { Step::Release };
     }
     if observed.unsure || observed.text.as_deref() != Some(wanted.file.text()) {
         let outdated = launch && observed.launched.is_none() && hash_here(wanted, observed) != Some(hash);
@@ -183,8 +186,8 @@ fn hash_of(text: &str) -> Option<Hash> {
 ///
 /// - What is inherited is not fleet's (yet).
 /// - A state of systemd that is not known is not guessed: there is no report until it was asked.
-/// - A unit counts as launched when it was started with the wanted file, as loaded when that is there, and as
-///   inactive while another file is, or may be (golden/04-submit.txt: after --replace).
+/// - A unit counts as launched when it was started with the wanted file, and until it has stopped; as loaded when that is
+///   there, and as inactive while another file is, or may be (golden/04-submit.txt: after --replace).
 /// - If not even its file could be written, `problem` is reported with the state of an unknown unit.
 pub fn report(wanted: Option<&Wanted>, observed: &Observed, problem: Option<&str>) -> Option<UnitReport> {
     if observed.inherited {
@@ -208,10 +211,12 @@ pub fn report(wanted: Option<&Wanted>, observed: &Observed, problem: Option<&str
         None => observed.text.as_deref().and_then(hash_of),
     };
     let expected = wanted.map(|wanted| wanted.file.hash()).or(here);
+    let launch = wanted.is_some_and(|wanted| wanted.state == DesiredState::Launched);
     let current = match observed.launched {
         _ if here.is_none() || here != expected => CurrentState::Inactive,
         Some(launched) if Some(launched) == expected => CurrentState::Launched,
         Some(_) => CurrentState::Inactive,
+        None if observed.begun && !launch => CurrentState::Launched,
         None if observed.unsure => CurrentState::Inactive,
         None => CurrentState::Loaded,
     };

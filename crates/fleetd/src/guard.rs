@@ -14,7 +14,7 @@ use anyhow::Context;
 use fleet_cluster::fencing::{self, Due};
 use fleet_systemd::{Error, Guarded, guard};
 use fleet_unit::UnitName;
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 use tracing::{error, info, warn};
 
 /// How often units that are due are looked at: this part of the TTL, within bounds.
@@ -33,6 +33,7 @@ pub fn run() -> anyhow::Result<()> {
     notifier.ready("guarding");
     let mut guarded = None;
     let mut told = false;
+    let mut stopped = BTreeSet::new();
     loop {
         match guard::read(path) {
             Ok(read) => guarded = read,
@@ -40,7 +41,7 @@ pub fn run() -> anyhow::Result<()> {
         }
         let wake_at = match &guarded {
             None => None,
-            Some(guarded) => match enforce(guarded, &mut told) {
+            Some(guarded) => match enforce(guarded, &mut told, &mut stopped) {
                 Ok(wake_at) => Some(wake_at),
                 Err(error) => {
                     error!("{error}; trying again");
@@ -52,13 +53,15 @@ pub fn run() -> anyhow::Result<()> {
     }
 }
 
-/// Does what is due now, and says when to look again. `told`: whether it was logged that units are due.
-fn enforce(guarded: &Guarded, told: &mut bool) -> Result<Duration, Error> {
+/// Does what is due now, and says when to look again. `told`: whether it was logged that units are due; `stopped`: those
+/// that were stopped since.
+fn enforce(guarded: &Guarded, told: &mut bool, stopped: &mut BTreeSet<UnitName>) -> Result<Duration, Error> {
     let now = guard::clock();
     // What was sent later than now was not sent.
     let renewed = Some(guarded.renewed).filter(|renewed| *renewed <= now);
     let units = guarded.units.iter().map(|(name, timeout)| (name, *timeout));
     let due = fencing::isolation(units, renewed, guarded.ttl, now);
+    stopped.retain(|name| due.due.iter().any(|(other, _)| other == name));
     if due.due.is_empty() {
         if std::mem::take(told) {
             info!("a server was reached again");
@@ -74,10 +77,11 @@ fn enforce(guarded: &Guarded, told: &mut bool) -> Result<Duration, Error> {
         );
     }
     let states = guard::states(&names)?;
-    let (stop, kill) = what_to_do(&due.due, &states);
+    let (stop, kill) = what_to_do(&due.due, &states, stopped);
     if !stop.is_empty() {
         info!("stopping {}", list(&stop));
         guard::stop(&stop)?;
+        stopped.extend(stop.into_iter().cloned());
     }
     if !kill.is_empty() {
         warn!("killing {}", list(&kill));
@@ -87,13 +91,24 @@ fn enforce(guarded: &Guarded, told: &mut bool) -> Result<Duration, Error> {
     Ok(due.wake_at.unwrap_or(Duration::MAX).min(guard::clock() + look))
 }
 
-/// Which units to stop and which to kill, by their active states.
-fn what_to_do<'u>(due: &'u [(UnitName, Due)], states: &[String]) -> (Vec<&'u UnitName>, Vec<&'u UnitName>) {
+/// Which units to stop and which to kill, by their active states. One that is down is stopped once all the same: a start of it may
+/// be waiting, which its state does not show.
+fn what_to_do<'u>(
+    due: &'u [(UnitName, Due)],
+    states: &[String],
+    stopped: &BTreeSet<UnitName>,
+) -> (Vec<&'u UnitName>, Vec<&'u UnitName>) {
     let (mut stop, mut kill) = (Vec::new(), Vec::new());
     for ((name, due), state) in due.iter().zip(states) {
         match state.as_str() {
             // As systemctl calls units that systemd does not know.
-            "inactive" | "failed" | "unknown" => continue,
+            "unknown" => continue,
+            "inactive" | "failed" => {
+                if !stopped.contains(name) {
+                    stop.push(name);
+                }
+                continue;
+            }
             "deactivating" => {}
             _ => stop.push(name),
         }
@@ -122,11 +137,14 @@ mod tests {
             .collect();
         let states: Vec<_> =
             due.iter().map(|(name, _)| name.as_str().split('-').next().unwrap().to_owned()).collect();
-        let (stop, kill) = what_to_do(&due, &states);
-        assert_eq!(
-            list(&stop),
-            "active-Stop.service active-Kill.service activating-Stop.service activating-Kill.service"
-        );
-        assert_eq!(list(&kill), "active-Kill.service activating-Kill.service deactivating-Kill.service");
+        let live = "active-Stop.service active-Kill.service activating-Stop.service activating-Kill.service";
+        let killed = "active-Kill.service activating-Kill.service deactivating-Kill.service";
+        let (stop, kill) = what_to_do(&due, &states, &BTreeSet::new());
+        let down = "inactive-Stop.service inactive-Kill.service failed-Stop.service failed-Kill.service";
+        assert_eq!((list(&stop), list(&kill)), (format!("{live} {down}"), killed.to_owned()));
+        // What starts again is stopped again; what stays down is left in peace.
+        let stopped = due.iter().map(|(name, _)| name.clone()).collect();
+        let (stop, kill) = what_to_do(&due, &states, &stopped);
+        assert_eq!((list(&stop), list(&kill)), (live.to_owned(), killed.to_owned()));
     }
 }

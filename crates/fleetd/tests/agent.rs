@@ -289,6 +289,76 @@ async fn a_start_that_fleetd_did_not_see_the_end_of_is_remembered() {
     rig.end().await;
 }
 
+/// Such a start does not show in the state, and would take place when nobody looks after the unit any more.
+#[tokio::test(start_paused = true)]
+async fn a_start_that_still_waits_is_taken_back() {
+    for wanted_then in [None, Some(DesiredState::Loaded)] {
+        let side = name("side.service");
+        let systemd = MemorySystemd::default();
+        systemd.behave(&side, Behaviour::Waits, Behaviour::Works);
+        let mut rig = Rig::new(systemd).await;
+        rig.snapshot(&[("side.service", wanted(SLEEP, DesiredState::Launched))]).await;
+        rig.systemd.until(|systemd| systemd.jobs(&side).0 == 1).await;
+        rig.task.abort();
+        // systemd goes on with what it was asked for.
+        let systemd = rig.systemd.reconnect();
+        let waits = {
+            let (systemd, side) = (systemd.clone(), side.clone());
+            tokio::spawn(async move { systemd.start(&side).await })
+        };
+        systemd.until(|systemd| systemd.jobs(&side).0 == 2).await;
+        let mut rig = Rig::new(systemd).await;
+        let then: Vec<_> =
+            wanted_then.map(|state| ("side.service", wanted(SLEEP, state))).into_iter().collect();
+        rig.snapshot(&then).await;
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(60), waits).await;
+        assert_eq!(
+            ended.expect("it is not taken back").unwrap(),
+            Ok(fleet_systemd::JobResult::Canceled),
+            "{wanted_then:?}"
+        );
+        rig.systemd.until(|systemd| systemd.marked(&side).is_none()).await;
+        rig.quiet().await;
+        assert_eq!(rig.systemd.has_file(&side), wanted_then.is_some());
+        rig.end().await;
+    }
+}
+
+/// It stopped by fleet's doing, whoever saw the end of that: wanted again, it has to run again.
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_fleetd_did_not_see_the_end_of_is_remembered() {
+    let a = name("a.service");
+    for restarted in [true, false] {
+        let mut rig = Rig::new(MemorySystemd::default()).await;
+        rig.snapshot(&[("a.service", wanted(SLEEP, DesiredState::Launched))]).await;
+        rig.until("launched", |r| r.get(&a).is_some_and(|r| r.current == CurrentState::Launched)).await;
+        rig.systemd.behave(&a, Behaviour::Works, Behaviour::Hangs);
+        rig.change("a.service", Some(wanted(SLEEP, DesiredState::Loaded))).await;
+        rig.until_active("a.service", "deactivating").await;
+        assert_eq!(rig.reports[&a].current, CurrentState::Launched, "not before its stop is over");
+        if restarted {
+            let systemd = rig.end().await.reconnect();
+            let stopping = systemd.clone();
+            systemd.behave(&a, Behaviour::Works, Behaviour::Works);
+            stopping.stop(&a).await.unwrap();
+            rig = Rig::new(systemd).await;
+            rig.snapshot(&[("a.service", wanted(SLEEP, DesiredState::Launched))]).await;
+        } else {
+            rig.change("a.service", Some(wanted(SLEEP, DesiredState::Launched))).await;
+            rig.quiet().await;
+            // Its job is replaced by one of somebody else's, so that it ends as if it had been taken back.
+            rig.systemd.behave(&a, Behaviour::Works, Behaviour::Works);
+            rig.systemd.stop(&a).await.unwrap();
+        }
+        rig.until("launched again", |r| {
+            r.get(&a).is_some_and(|r| r.current == CurrentState::Launched && r.systemd.active == "active")
+        })
+        .await;
+        assert_eq!(rig.systemd.jobs(&a).0, 2, "restarted: {restarted}");
+        rig.end().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_another_fleet_left_goes_on_until_it_is_wanted() {
     let (old, other) = (name("old.service"), name("other.service"));

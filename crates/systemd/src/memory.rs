@@ -19,6 +19,8 @@ pub enum Behaviour {
     Fails,
     /// It is under way until another job takes its place or [`MemorySystemd::behave`] says otherwise.
     Hangs,
+    /// As [`Behaviour::Hangs`], and the state does not show it: as a start that waits for another unit.
+    Waits,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -198,11 +200,9 @@ impl MemorySystemd {
     /// Waits while the job `number` of a unit hangs; false when another job took its place.
     async fn job(&self, unit: &UnitName, number: u64, behaviour: impl Fn(&Unit) -> Behaviour) -> bool {
         self.until(|systemd| {
-            systemd
-                .lock()
-                .units
-                .get(unit)
-                .is_none_or(|unit| unit.job != number || behaviour(unit) != Behaviour::Hangs)
+            systemd.lock().units.get(unit).is_none_or(|unit| {
+                unit.job != number || !matches!(behaviour(unit), Behaviour::Hangs | Behaviour::Waits)
+            })
         })
         .await;
         self.edit(unit, |unit| unit.job) == number
@@ -283,7 +283,9 @@ impl Systemd for MemorySystemd {
             unit.job += 1;
             if unit.active != Phase::Active {
                 unit.starts += 1;
-                unit.active = Phase::Activating;
+                if unit.start != Behaviour::Waits {
+                    unit.active = Phase::Activating;
+                }
             }
             Some(unit.job)
         });

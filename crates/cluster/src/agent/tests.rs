@@ -90,6 +90,8 @@ impl Machine {
             Step::Stop => {
                 assert_ne!(self.observed.job, Some(Job::Stop));
                 self.observed.job = Some(Job::Stop);
+                self.observed.launched = None;
+                self.observed.begun = true;
             }
             Step::Adopt(hash) => {
                 self.observed.launched = Some(hash);
@@ -119,6 +121,7 @@ impl Machine {
             Some(Job::Stop) => {
                 self.actual = state("inactive");
                 self.observed.launched = None;
+                self.observed.begun = false;
             }
             None => {}
         }
@@ -386,11 +389,38 @@ fn a_start_of_which_the_end_is_not_known() {
         assert_eq!(next(Some(&loaded), &of(active, false)), Step::Rest, "a timer may have started it");
         assert_eq!(next(Some(&launched), &of(active, true)), Step::Adopt(hash));
     }
-    assert_eq!(next(Some(&loaded), &of("inactive", true)), Step::Release);
+    // It may wait in systemd for another unit, which a stop ends.
+    assert_eq!(next(Some(&loaded), &of("inactive", true)), Step::Stop);
+    assert_eq!(next(None, &of("inactive", true)), Step::Stop);
     // It may never have reached systemd.
     assert_eq!(next(Some(&launched), &of("inactive", true)), Step::Start(hash));
-    assert_eq!(next(None, &of("inactive", true)), Step::Release);
     assert_eq!(report(Some(&launched), &of("activating", true), None).unwrap().current, CurrentState::Loaded);
+}
+
+/// fleetd was ended while systemd carried out a stop, or was not told how that ended.
+#[test]
+fn a_stop_of_which_the_end_is_not_known() {
+    let of = |active: &str, job| Observed {
+        text: Some(TEXTS[0].into()),
+        begun: true,
+        systemd: Some(state(active)),
+        job,
+        ..Observed::default()
+    };
+    let (loaded, launched) = (wanted(0, DesiredState::Loaded), wanted(0, DesiredState::Launched));
+    let hash = launched.file.hash();
+    // Wanted again, it has to run again, whether it has stopped meanwhile or not.
+    assert_eq!(next(Some(&launched), &of("active", None)), Step::Adopt(hash));
+    assert_eq!(next(Some(&launched), &of("deactivating", None)), Step::Rest);
+    assert_eq!(next(Some(&launched), &of("inactive", None)), Step::Start(hash));
+    assert_eq!(next(Some(&launched), &of("failed", None)), Step::Start(hash));
+    // And it counts as launched until it has certainly stopped.
+    for (active, job) in [("active", None), ("deactivating", Some(Job::Stop)), ("inactive", Some(Job::Stop))]
+    {
+        let current = |wanted| report(wanted, &of(active, job), None).map(|report| report.current);
+        assert_eq!(current(Some(&loaded)), Some(CurrentState::Launched), "{active}");
+        assert_eq!(current(None), Some(CurrentState::Launched), "{active}");
+    }
 }
 
 #[test]

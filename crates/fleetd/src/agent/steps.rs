@@ -3,6 +3,9 @@
 use super::*;
 use std::task::{Context, Poll, Waker};
 
+/// Of a unit that fleet did not start, or stops.
+const UNKNOWN: Hash = Hash([0; 20]);
+
 impl<S: Systemd> Agent<S> {
     /// Starts units. First it is noted that this may have happened: should fleetd end meanwhile, the next one knows.
     pub(super) async fn start(&mut self, units: Vec<(UnitName, Hash)>) {
@@ -19,6 +22,30 @@ impl<S: Systemd> Agent<S> {
                 }
                 Err(error) => self.fail(&name, error.to_string()),
             }
+        }
+    }
+
+    /// Stops units. First it is noted that fleet no longer knows that they run: who finds one of them stopped, and
+    /// wanted by then, has to start it.
+    pub(super) async fn stop(&mut self, units: Vec<UnitName>) {
+        let observed = |name: &UnitName| self.slots.get(name).map(|slot| &slot.observed);
+        let hash_of = |name: &UnitName| observed(name).and_then(|observed| observed.launched);
+        let marks: Vec<_> = units
+            .iter()
+            .filter(|name| observed(name).is_some_and(|observed| !observed.begun))
+            .map(|name| (name.clone(), Some(Mark::Starting(hash_of(name).unwrap_or(UNKNOWN)))))
+            .collect();
+        for ((name, _), result) in marks.iter().zip(self.systemd.mark(&marks).await) {
+            // A stop must not fail for want of a note.
+            if let Err(error) = result {
+                warn!(UNIT = %name, "{name}: that it is stopped can't be noted: {error}");
+            }
+        }
+        for name in units {
+            if let Some(slot) = self.slots.get_mut(&name) {
+                (slot.observed.launched, slot.observed.begun, slot.unnoted) = (None, true, false);
+            }
+            self.begin(name, Job::Stop, UNKNOWN);
         }
     }
 
@@ -211,11 +238,19 @@ impl<S: Systemd> Agent<S> {
             Ok(states) => {
                 for (name, state) in states {
                     if let Some(slot) = self.slots.get_mut(&name) {
+                        // Its link was taken away, by hand or with those of another unit.
+                        let lost = state.load == "not-found" && slot.observed.text.is_some();
                         slot.observed.systemd =
                             Some(SystemdState { load: state.load, active: state.active, sub: state.sub });
                         slot.seen = slot.observed.systemd.clone();
+                        let known = slot.observed.unsure;
+                        slot.observed.unsure |= lost;
                         self.dirty.insert(name.clone());
-                        self.succeed(&name);
+                        if lost && !known {
+                            self.fail(&name, "systemd does not find its file any more".to_owned());
+                        } else {
+                            self.succeed(&name);
+                        }
                     }
                 }
             }
