@@ -291,8 +291,9 @@ impl<S: Systemd> Agent<S> {
                         while let Some(Ok(message)) = session.as_mut().map(|end| end.receive.try_recv()) {
                             self.take(message);
                         }
+                        let looked = self.systemd.clock();
                         self.follow_isolation();
-                        self.presence.looked_at(sent).await;
+                        self.presence.looked_at(sent, looked).await;
                     }
                 }
                 _ = full_pass.tick() => {
@@ -496,7 +497,7 @@ impl<S: Systemd> Agent<S> {
     async fn round(&mut self) {
         let now = Instant::now();
         let (mut ask, mut install, mut remove) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut start, mut arm) = (Vec::new(), Vec::new());
+        let (mut start, mut stop, mut arm) = (Vec::new(), Vec::new(), Vec::new());
         self.touched.extend(self.dirty.iter().cloned());
         for name in std::mem::take(&mut self.dirty) {
             self.note_isolation(&name);
@@ -512,8 +513,12 @@ impl<S: Systemd> Agent<S> {
                 }
                 continue;
             }
-            match logic::next(wanted, &slot.observed) {
-                _ if wanted.is_some() && self.isolation.lacks_guard(&name) => arm.push(name),
+            let step = logic::next(wanted, &slot.observed);
+            if self.isolation.lacks_guard(&name, wanted, &step) {
+                arm.push(name);
+                continue;
+            }
+            match step {
                 Step::Rest if slot.unnoted && slot.observed.job.is_none() => {
                     let launched = slot.observed.launched;
                     self.mark(name, launched).await;
@@ -527,10 +532,7 @@ impl<S: Systemd> Agent<S> {
                 }
                 Step::Install => install.extend(wanted.map(|wanted| (name, wanted.file.clone()))),
                 Step::Start(hash) => start.push((name, hash)),
-                Step::Stop => {
-                    let hash = slot.observed.launched.unwrap_or(Hash([0; 20]));
-                    self.begin(name, Job::Stop, hash);
-                }
+                Step::Stop => stop.push(name),
                 Step::Adopt(hash) => {
                     info!(UNIT = %name, "{name} runs already as wanted; left as it is");
                     self.mark(name, Some(hash)).await;
@@ -544,6 +546,9 @@ impl<S: Systemd> Agent<S> {
                     }
                 }
             }
+        }
+        if !stop.is_empty() {
+            self.stop(stop).await;
         }
         if !arm.is_empty() {
             self.arm(arm).await;

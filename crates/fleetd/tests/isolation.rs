@@ -209,6 +209,30 @@ async fn a_restarted_fleetd_takes_no_guard_on_trust() {
     rig.end().await;
 }
 
+/// What leads away from a unit that can't be guarded needs no guard.
+#[tokio::test(start_paused = true)]
+async fn without_a_guard_a_unit_can_be_stopped_and_replaced() {
+    let rig = running(MemorySystemd::default()).await;
+    rig.systemd.refuse_guard(Some(Error::Refused("Unit fleet-guard.service is masked.".to_owned())));
+    // Then it is not known any more that a guard runs.
+    let systemd = rig.end().await;
+    let mut rig = Rig::new(systemd.reconnect()).await;
+    rig.ttl.send_replace(Some(TTL));
+    rig.snapshot(&both()).await;
+    rig.until("the problem", |reports| {
+        let problem = reports.get(&name(S)).and_then(|report| report.problem.as_deref());
+        problem.is_some_and(|problem| problem.contains("masked"))
+    })
+    .await;
+    assert_eq!(jobs(&rig), [(1, 0), (1, 0)], "it runs on");
+    rig.change(S, Some(fenced(DesiredState::Loaded))).await;
+    rig.until_active(S, "inactive").await;
+    rig.change(S, Some(wanted(SLEEP, DesiredState::Launched))).await;
+    rig.until_active(S, "active").await;
+    assert_eq!(jobs(&rig), [(2, 1), (1, 0)]);
+    rig.end().await;
+}
+
 /// The guard was told to go, and can't be stopped: a unit that comes back is made known to it again before it runs.
 #[tokio::test(start_paused = true)]
 async fn a_guard_that_was_dismissed_halfway_is_called_again() {

@@ -43,9 +43,13 @@ impl Isolation {
         self.lapsed.contains_key(name)
     }
 
-    /// Whether the guard has yet to be told of a unit that is about to be here.
-    pub(super) fn lacks_guard(&self, name: &UnitName) -> bool {
-        self.units.contains(name) && !self.armed.contains(name)
+    /// Whether the guard has yet to be told of a unit that is about to be here, or to stay. What leads away from that needs none.
+    pub(super) fn lacks_guard(&self, name: &UnitName, wanted: Option<&Wanted>, step: &Step) -> bool {
+        let comes = matches!(step, Step::Install | Step::Start(_) | Step::Adopt(_) | Step::Rest);
+        comes
+            && self.units.contains(name)
+            && !self.armed.contains(name)
+            && wanted.is_some_and(|wanted| is_fenced(name, wanted.file.text()))
     }
 
     /// Why a unit is not here, for the user.
@@ -156,8 +160,14 @@ impl<S: Systemd> Agent<S> {
         guarded.extend(self.systemd.stop_timeouts(&names).await);
         match self.presence.guard(guarded.clone()).await {
             Ok(()) => self.isolation.guarded = guarded,
-            // It goes on with what it knew: that they may take any time, and so have to be stopped earlier.
-            Err(error) => warn!("the guard can't be told how long units take to stop: {error}"),
+            Err(error) => {
+                warn!("the guard can't be told how long units take to stop: {error}");
+                // It may go by either time from now on: here the one counts by which a unit is due first.
+                for (name, timeout) in guarded {
+                    let known = self.isolation.guarded.entry(name).or_default();
+                    *known = timeout.max(*known);
+                }
+            }
         }
     }
 

@@ -43,7 +43,7 @@ pub(super) struct Presence {
 enum Command {
     Session(Option<mpsc::Sender<Beat>>),
     Guard(BTreeMap<UnitName, Time>, oneshot::Sender<Result<(), Error>>),
-    LookedAt(Time),
+    LookedAt { sent: Time, looked: Time },
 }
 
 impl Presence {
@@ -93,9 +93,9 @@ impl Presence {
         told.await.unwrap_or_else(|_| Err(Error::Refused("fleetd is stopping".to_owned())))
     }
 
-    /// The agent has looked at its units with regard to the renewal that waited for that.
-    pub(super) async fn looked_at(&self, sent: Time) {
-        let _ = self.commands.send(Command::LookedAt(sent)).await;
+    /// The agent has looked at its units, not before `looked`, with regard to the renewal that waited for that.
+    pub(super) async fn looked_at(&self, sent: Time, looked: Time) {
+        let _ = self.commands.send(Command::LookedAt { sent, looked }).await;
     }
 }
 
@@ -135,10 +135,10 @@ impl<S: Systemd> Task<S> {
                         let known = *self.known.borrow();
                         let _ = done.send(self.tell_guard(known).await);
                     }
-                    Some(Command::LookedAt(sent)) => {
+                    Some(Command::LookedAt { sent, looked }) => {
                         let waiting = self.known.borrow().waiting;
                         if waiting == Some(sent) {
-                            self.count(sent, self.waiting_ttl).await;
+                            self.count(sent, self.waiting_ttl, looked).await;
                         }
                     }
                     None => return,
@@ -177,25 +177,40 @@ impl<S: Systemd> Task<S> {
         if known.renewed.is_some_and(|renewed| renewed >= sent) || known.waiting.is_some() {
             return;
         }
-        match fencing::renewal(known.renewed, known.ttl, self.systemd.clock(), held.told) {
-            Renewal::Counts => self.count(sent, held.ttl).await,
-            Renewal::CountsAfter => {
-                self.waiting_ttl = held.ttl;
-                self.known.send_modify(|known| known.waiting = Some(sent));
-            }
+        let now = self.systemd.clock();
+        match fencing::renewal(known.renewed, known.ttl, now, held.told) {
+            Renewal::Counts => self.count(sent, held.ttl, now).await,
+            Renewal::CountsAfter => self.have_looked(sent, held.ttl),
             Renewal::Void => debug!("a renewal does not count: there is more to be heard first"),
         }
     }
 
-    async fn count(&mut self, renewed: Time, ttl: Time) {
+    /// Has the agent look at its units before a renewal counts.
+    fn have_looked(&mut self, sent: Time, ttl: Time) {
+        self.waiting_ttl = ttl;
+        self.known.send_modify(|known| known.waiting = Some(sent));
+    }
+
+    /// `looked`: when it was looked last which units are due.
+    async fn count(&mut self, renewed: Time, ttl: Time, looked: Time) {
         let known = Known { renewed: Some(renewed), ttl, waiting: None };
         match self.tell_guard(known).await {
+            // Those that fell due before the guard knew may have been stopped by it.
+            Ok(()) if self.fell_due(looked) => self.have_looked(renewed, ttl),
             Ok(()) => drop(self.known.send_replace(known)),
             Err(error) => {
                 warn!("the guard can't be told that presence was renewed: {error}; so it does not count");
                 self.known.send_modify(|known| known.waiting = None);
             }
         }
+    }
+
+    /// Whether a unit has become due since then, by the renewal that counts.
+    fn fell_due(&self, then: Time) -> bool {
+        let known = *self.known.borrow();
+        let units = self.units.iter().map(|(name, timeout)| (name, *timeout));
+        let next = fencing::isolation(units, known.renewed, known.ttl, then).wake_at;
+        next.is_some_and(|at| at <= self.systemd.clock())
     }
 
     async fn tell_guard(&mut self, known: Known) -> Result<(), Error> {
