@@ -27,6 +27,8 @@ pub enum Mutation {
     EmptySnapshot,
     /// A restarted fleetd does not know what was started before.
     ForgottenMarks,
+    /// It is not noted before a stop that the unit may have stopped by fleet's doing.
+    UnnotedStop,
     /// A stop counts as done while the unit still runs.
     HastyStop,
     /// A write is acknowledged though its outcome is not known.
@@ -53,7 +55,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 20] = [
+    pub const ALL: [Mutation; 21] = [
         Mutation::NoUnitGuard,
         Mutation::NoFence,
         Mutation::NoTermGuard,
@@ -63,6 +65,7 @@ impl Mutation {
         Mutation::EmptyListing,
         Mutation::EmptySnapshot,
         Mutation::ForgottenMarks,
+        Mutation::UnnotedStop,
         Mutation::HastyStop,
         Mutation::UnknownIsDone,
         Mutation::LostWrites,

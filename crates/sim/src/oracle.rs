@@ -41,8 +41,6 @@ const NEWS: Duration = Duration::from_secs(5);
 const SLOW: Duration = Duration::from_secs(8);
 /// How long an agent may take to see what it was told.
 const SOON: Duration = Duration::from_secs(1);
-/// A sign of life was sent up to this long before it was seen that it was.
-const SENT: Duration = Duration::from_millis(250);
 /// A report that is this old was seen by the leader before it made a decision that is committed now, however slow the store.
 const SEEN: Duration = Duration::from_secs(20);
 /// The index check is slow: it is made at every so many changes.
@@ -64,6 +62,8 @@ struct Run {
     started: Time,
     hash: Option<Hash>,
     live: bool,
+    /// fleet, or the guard, told it to stop.
+    stopped: bool,
 }
 
 /// What must never happen did.
@@ -92,6 +92,9 @@ pub(crate) struct Oracle {
     ids: Vec<MachineId>,
     ttl: Duration,
     /// Several servers share the registry.
+    /// A sign of life was sent up to this long before it was seen that it was: who sent it was asked a step later, and that it was
+    /// sent was seen in the next.
+    sent: Duration,
     shared: bool,
     leader: Option<MachineId>,
     /// What each machine was to hold, with the times from which.
@@ -144,7 +147,8 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    pub(crate) fn new(ids: Vec<MachineId>, ttl: Duration, shared: bool) -> Self {
+    /// `step`: the longest step of time.
+    pub(crate) fn new(ids: Vec<MachineId>, ttl: Duration, shared: bool, step: Duration) -> Self {
         Oracle {
             view: View::default(),
             reader: Reader::default(),
@@ -152,6 +156,7 @@ impl Oracle {
             checked: 0,
             ids,
             ttl,
+            sent: step * 3,
             shared,
             leader: None,
             wants: BTreeMap::new(),

@@ -141,6 +141,7 @@ impl Scenario {
             NoTermGuard => (&[Fault::SlowStore, Fault::CutStore, Fault::Pause], 2.0, 0.3),
             NoSessionGuard => (&[Fault::SlowStore, Fault::Reset, Fault::Flap, Fault::Cut], 5.0, 0.5),
             ForgottenMarks => (&[Fault::Kill, Fault::Die], 5.0, 10.0),
+            UnnotedStop => (&[Fault::Kill], 3.0, 0.5),
             EarlyExpiry | NoFencing => (&[Fault::CutMany], 20.0, 5.0),
             EarlyAnswer => (&[Fault::CutStore, Fault::SlowStore], 20.0, 5.0),
             NoGuard => (&[Fault::Pause], 10.0, 5.0),
@@ -166,6 +167,7 @@ impl Scenario {
                 self.slow = &[Slow::Some(8_000, 0.5)];
             }
             UnknownFieldsLost => self.newer = 2,
+            UnnotedStop => self.manners.slow = 0.9,
             EarlyExpiry | NoFencing | EarlyAnswer | NoGuard | EarlyRelease => {
                 self.isolating = 1.0;
                 self.manners.hangs = 0.5;
@@ -174,8 +176,8 @@ impl Scenario {
         }
     }
 
-    /// One that is drawn from these; `versions`: for what is older.
-    pub(crate) fn new(rng: &mut Rng, versions: &mut Rng) -> Self {
+    /// One that is drawn from these; `versions`: for what is older; `waits`: for what starts wait for.
+    pub(crate) fn new(rng: &mut Rng, versions: &mut Rng, waits: &mut Rng) -> Self {
         let shared = rng.chance(0.6);
         // Of the faults each seed has a few, so that each is also seen without the others.
         let part = rng.fraction();
@@ -206,6 +208,7 @@ impl Scenario {
             manners: Manners {
                 fails: rare(rng, 0.3),
                 slow: rare(rng, 0.5),
+                waits: if waits.chance(0.4) { 0.5 * waits.fraction() } else { 0.0 },
                 hangs: rare(rng, 0.2),
                 stop_timeout: Duration::from_secs(*rng.pick(&[5, 20, 90])),
                 trouble: rare(rng, 0.02),

@@ -77,6 +77,8 @@ pub(crate) struct Manners {
     pub(crate) fails: f64,
     /// How likely a start or a stop takes seconds.
     pub(crate) slow: f64,
+    /// How likely a start waits for another unit first.
+    pub(crate) waits: f64,
     /// How likely a unit does not stop until it is killed.
     pub(crate) hangs: f64,
     /// How long a stop may take until systemd kills.
@@ -96,7 +98,9 @@ struct SimUnit {
     /// What it was noted to have been started with before the start that is noted now.
     noted: Option<Hash>,
     job: u64,
-    waits: Option<oneshot::Sender<JobResult>>,
+    /// Its newest job is a stop.
+    stops: bool,
+    awaited: Option<oneshot::Sender<JobResult>>,
 }
 
 /// What a machine holds.
@@ -108,6 +112,8 @@ pub(crate) struct Machine {
     guarded: Option<Guarded>,
     guard_runs: bool,
     guard_looks: Time,
+    /// The units that the guard has stopped since they are due.
+    guard_stopped: BTreeSet<UnitName>,
     /// Until then the guard is dead, and about to be started again.
     guard_back: Time,
     /// For how long the machine was suspended, by its own clock, and since when it is.
@@ -118,7 +124,7 @@ pub(crate) struct Machine {
     /// How fast the machine's clock runs, and when it booted.
     rate: f64,
     booted: Time,
-    /// Jobs under way, by when they end.
+    /// Jobs under way, by when they end, or their waiting does ([`Phase::Activating`]).
     ends: BTreeMap<(Time, u64), (UnitName, Phase)>,
     jobs: u64,
     pub(crate) now: Time,
@@ -130,6 +136,8 @@ pub(crate) struct Machine {
     pub(crate) is_off: bool,
     /// Deliberate mistake: it forgets which units were started.
     pub(crate) forgetful: bool,
+    /// Deliberate mistake: it does not take note of what fleetd does not know any more.
+    pub(crate) sure: bool,
     /// Deliberate mistake: it says that a stop is done while the unit still runs.
     pub(crate) hasty: bool,
     /// Deliberate mistake: fleetd's and the guard's clock stands still.
@@ -152,6 +160,7 @@ impl Machine {
             guarded: None,
             guard_runs: false,
             guard_looks: Time::ZERO,
+            guard_stopped: BTreeSet::new(),
             guard_back: Time::ZERO,
             slept: Duration::ZERO,
             asleep: None,
@@ -166,6 +175,7 @@ impl Machine {
             shutting_down: false,
             is_off: false,
             forgetful: false,
+            sure: false,
             hasty: false,
             timeless: false,
             unguarded: false,
@@ -271,9 +281,12 @@ impl Machine {
             true => isolation.wake_at.unwrap_or(now + guarded.ttl),
             false => isolation.wake_at.unwrap_or(Duration::MAX).min(now + look),
         };
+        self.guard_stopped.retain(|name| isolation.due.iter().any(|(other, _)| other == name));
         for (name, due) in isolation.due {
             let phase = self.units.get(&name).map_or(Phase::Inactive, |unit| unit.phase);
-            if phase.is_live() && phase != Phase::Deactivating {
+            // One that is down may wait to be started.
+            let first = self.guard_stopped.insert(name.clone());
+            if phase.is_live() && phase != Phase::Deactivating || !phase.is_live() && first {
                 drop(self.begin_stop(&name, By::Guard));
             }
             if phase.is_live() && due == Due::Kill {
@@ -296,12 +309,17 @@ impl Machine {
             }
             let ((_, job), (name, phase)) = entry.remove_entry();
             let Some(unit) = self.units.get_mut(&name).filter(|unit| unit.job == job) else { continue };
+            if phase == Phase::Activating {
+                self.start_waiting(&name);
+                continue;
+            }
             unit.phase = phase;
             if phase == Phase::Inactive {
                 unit.loaded = None;
             }
-            if let Some(wait) = unit.waits.take() {
-                let failed = phase == Phase::Failed;
+            if let Some(wait) = unit.awaited.take() {
+                // Of one that is down already a stop is done at once.
+                let failed = phase == Phase::Failed && !unit.stops;
                 let result = if failed { JobResult::Failed("failed".to_owned()) } else { JobResult::Done };
                 // Nobody waits when fleetd is gone.
                 let _ = wait.send(result);
@@ -380,16 +398,21 @@ impl Machine {
     }
 
     fn begin(&mut self, name: &UnitName, takes: Duration, then: Phase) -> oneshot::Receiver<JobResult> {
-        self.jobs += 1;
         let (send, receive) = oneshot::channel();
+        self.go_on(name, takes, then);
         let unit = self.units.entry(name.clone()).or_default();
-        unit.job = self.jobs;
-        if let Some(older) = unit.waits.replace(send) {
+        if let Some(older) = unit.awaited.replace(send) {
             let _ = older.send(JobResult::Canceled);
         }
+        receive
+    }
+
+    /// What is under way of the unit ends so; who waits for it goes on waiting.
+    fn go_on(&mut self, name: &UnitName, takes: Duration, then: Phase) {
+        self.jobs += 1;
+        self.units.entry(name.clone()).or_default().job = self.jobs;
         self.ends.insert((self.now + takes, self.jobs), (name.clone(), then));
         self.changed.insert(name.clone());
-        receive
     }
 
     fn begin_start(&mut self, name: &UnitName) -> Result<oneshot::Receiver<JobResult>, Error> {
@@ -404,19 +427,43 @@ impl Machine {
         let Some(text) = unit.file.clone().or(unit.loaded.clone()) else {
             return Err(Error::Refused(format!("Unit {name} not found.")));
         };
+        unit.stops = false;
         if unit.phase == Phase::Active {
             return Ok(self.begin(name, Duration::ZERO, Phase::Active));
         }
-        let fresh = !unit.phase.is_live();
         // What is in memory counts, as long as nobody reloads.
-        let text = unit.loaded.get_or_insert(text).clone();
-        unit.hash = UnitFile::parse(&text).ok().map(|file| file.hash());
+        unit.loaded.get_or_insert(text);
+        let end = if fails { Phase::Failed } else { Phase::Active };
+        if !unit.phase.is_live() && manners.waits > 0.0 && self.rng.chance(manners.waits) {
+            // Its state does not show that; nor does it matter then how it would have ended.
+            let waits = self.rng.millis(100, 20_000);
+            return Ok(self.begin(name, waits, Phase::Activating));
+        }
+        self.activate(name);
+        Ok(self.begin(name, takes, end))
+    }
+
+    /// What a start waited for is there.
+    fn start_waiting(&mut self, name: &UnitName) {
+        let takes = self.rng.millis(1, 300);
+        let there = self.units.get(name).is_some_and(|unit| unit.loaded.is_some() || unit.file.is_some());
+        if there {
+            self.activate(name);
+        }
+        self.go_on(name, takes, if there { Phase::Active } else { Phase::Failed });
+    }
+
+    /// A start begins.
+    fn activate(&mut self, name: &UnitName) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        let fresh = !unit.phase.is_live();
+        let text = unit.loaded.clone().or(unit.file.clone());
+        unit.hash = text.and_then(|text| UnitFile::parse(&text).ok()).map(|file| file.hash());
         unit.phase = Phase::Activating;
         if fresh {
             let noted = unit.noted.is_some() && unit.noted == unit.hash;
             self.facts.push(Fact::Started { unit: name.clone(), hash: unit.hash, by: By::Fleet, noted });
         }
-        Ok(self.begin(name, takes, if fails { Phase::Failed } else { Phase::Active }))
     }
 
     fn begin_stop(&mut self, name: &UnitName, by: By) -> oneshot::Receiver<JobResult> {
@@ -427,6 +474,7 @@ impl Machine {
             () => self.rng.millis(1, 200),
         };
         let unit = self.units.entry(name.clone()).or_default();
+        unit.stops = true;
         if !unit.phase.is_live() {
             let phase = unit.phase;
             return self.begin(name, Duration::ZERO, phase);
@@ -610,9 +658,14 @@ impl Systemd for SimSystemd {
 
     async fn mark(&self, marks: &[(UnitName, Option<Mark>)]) -> Vec<Result<(), Error>> {
         let marked = self
-            .write(|machine| {
+            .call(|machine| {
+                // Deleting takes no room.
+                if marks.iter().any(|(_, mark)| mark.is_some()) {
+                    machine.may_write()?;
+                }
                 for (unit, mark) in marks {
                     let noted = match (mark, machine.marks.get(unit)) {
+                        (Some(Mark::Starting(_)), Some(Mark::Launched(_))) if machine.sure => continue,
                         (Some(Mark::Starting(_)), Some(Mark::Launched(hash))) => Some(*hash),
                         _ => None,
                     };
@@ -622,6 +675,7 @@ impl Systemd for SimSystemd {
                         None => machine.marks.remove(unit),
                     };
                 }
+                Ok(())
             })
             .await;
         marks.iter().map(|_| marked.clone()).collect()
@@ -633,8 +687,9 @@ impl Systemd for SimSystemd {
         if machine.timeless {
             return began;
         }
-        // What this fleetd has not seen pass, it counts all the same.
-        began + own.elapsed() + machine.slept.saturating_sub(slept)
+        // What this fleetd has not seen pass, it counts all the same. Its runtime wakes it up to a millisecond late: that is
+        // no time that has passed.
+        (began + own.elapsed() + machine.slept.saturating_sub(slept)).min(machine.clock())
     }
 
     async fn stop_timeouts(&self, units: &[UnitName]) -> BTreeMap<UnitName, Duration> {

@@ -149,7 +149,7 @@ impl World {
     pub(crate) fn new(seed: u64, options: Options) -> std::io::Result<Self> {
         let mut rng = Rng::new(seed);
         let mut versions = Rng::of(seed, u64::MAX);
-        let mut scenario = Scenario::new(&mut rng, &mut versions);
+        let mut scenario = Scenario::new(&mut rng, &mut versions, &mut Rng::of(seed, u64::MAX - 1));
         if let Some(mutation) = options.mutation.filter(|_| options.focus) {
             scenario.focus(mutation);
         }
@@ -193,7 +193,7 @@ impl World {
             cuts: Vec::new(),
             given: BTreeMap::new(),
             answers: Answers::default(),
-            oracle: Oracle::new(ids, scenario.ttl, scenario.shared),
+            oracle: Oracle::new(ids, scenario.ttl, scenario.shared, scenario.step),
             trace: 0xcbf2_9ce4_8422_2325,
             acknowledged: 0,
             faults: 0,
@@ -208,6 +208,7 @@ impl World {
         };
         for host in &world.hosts {
             let mut machine = lock(&host.machine);
+            machine.sure = world.mutation == Some(Mutation::UnnotedStop);
             machine.forgetful = world.mutation == Some(Mutation::ForgottenMarks);
             machine.hasty = world.mutation == Some(Mutation::HastyStop);
             machine.timeless = world.mutation == Some(Mutation::NoFencing);

@@ -53,6 +53,7 @@ mutations! {
     mutation_empty_listing: EmptyListing by ["G2", "G3"];
     mutation_empty_snapshot: EmptySnapshot by ["G2", "G3"];
     mutation_forgotten_marks: ForgottenMarks by ["G2"];
+    mutation_unnoted_stop: UnnotedStop by ["G3"];
     mutation_hasty_stop: HastyStop by ["G2", "G4"];
     mutation_unknown_is_done: UnknownIsDone by ["G1"];
     mutation_lost_writes: LostWrites by ["G1"];

@@ -25,23 +25,39 @@ impl<S: Systemd> Agent<S> {
         }
     }
 
-    /// Stops units. First it is noted that fleet no longer knows that they run: who finds one of them stopped, and
+    /// Stops units. First it is noted that fleet does not know any more whether they run: who finds one of them stopped, and
     /// wanted by then, has to start it.
     pub(super) async fn stop(&mut self, units: Vec<UnitName>) {
-        let observed = |name: &UnitName| self.slots.get(name).map(|slot| &slot.observed);
-        let hash_of = |name: &UnitName| observed(name).and_then(|observed| observed.launched);
-        let marks: Vec<_> = units
-            .iter()
-            .filter(|name| observed(name).is_some_and(|observed| !observed.begun))
-            .map(|name| (name.clone(), Some(Mark::Starting(hash_of(name).unwrap_or(UNKNOWN)))))
-            .collect();
-        for ((name, _), result) in marks.iter().zip(self.systemd.mark(&marks).await) {
-            // A stop must not fail for want of a note.
-            if let Err(error) = result {
-                warn!(UNIT = %name, "{name}: that it is stopped can't be noted: {error}");
+        let is_noted =
+            |name: &UnitName| self.slots.get(name).is_none_or(|slot| slot.observed.begun && !slot.unnoted);
+        let (noted, others): (Vec<_>, Vec<_>) = units.into_iter().partition(is_noted);
+        let hash_of = |name: &UnitName| self.slots.get(name).and_then(|slot| slot.observed.launched);
+        let starting = |name: UnitName| {
+            let mark = Mark::Starting(hash_of(&name).unwrap_or(UNKNOWN));
+            (name, Some(mark))
+        };
+        let marks: Vec<_> = others.into_iter().map(starting).collect();
+        let results = self.systemd.mark(&marks).await;
+        let (mut stop, mut unnoted) = (noted, Vec::new());
+        for ((name, _), result) in marks.into_iter().zip(results) {
+            match result {
+                Ok(()) => stop.push(name),
+                Err(_) => unnoted.push((name, None)),
             }
         }
-        for name in units {
+        // Where nothing can be written any more something can be deleted, which says nearly as much.
+        let results = self.systemd.mark(&unnoted).await;
+        for ((name, _), result) in unnoted.into_iter().zip(results) {
+            match result {
+                Ok(()) => stop.push(name),
+                Err(error) if self.isolation.is_lapsed(&name) => {
+                    warn!(UNIT = %name, "{name}: that it is stopped can't be noted: {error}");
+                    stop.push(name);
+                }
+                Err(error) => self.fail(&name, error.to_string()),
+            }
+        }
+        for name in stop {
             if let Some(slot) = self.slots.get_mut(&name) {
                 (slot.observed.launched, slot.observed.begun, slot.unnoted) = (None, true, false);
             }

@@ -76,7 +76,7 @@ impl Oracle {
     pub(crate) fn renewed(&mut self, now: Time, host: usize, sent: Time) {
         // Presence was held at some time since it was asked for.
         let id = &self.ids[host];
-        if self.gone.get(id).is_some_and(|gone| *gone + SENT < sent) {
+        if self.gone.get(id).is_some_and(|gone| *gone + self.sent < sent) {
             self.violate(
                 now,
                 "G4",
@@ -123,7 +123,7 @@ impl Oracle {
         // Nor does a renewal count that can't be noted.
         let full = self.full.get(&host).is_some_and(|until| *until + self.ttl > now);
         let due = (self.ttl / 2).mul_f64(0.97);
-        full || renewed.is_none_or(|renewed| now.saturating_sub(renewed) + SENT >= due)
+        full || renewed.is_none_or(|renewed| now.saturating_sub(renewed) + self.sent >= due)
     }
 
     /// What happened on a machine.
@@ -134,17 +134,21 @@ impl Oracle {
                 if *by == By::Fleet {
                     self.check_start(now, host, unit, *hash, *noted);
                 }
-                let run = Run { started: now, hash: *hash, live: true };
+                let run = Run { started: now, hash: *hash, live: true, stopped: false };
                 self.runs.insert((host, unit.clone()), run);
             }
             Fact::Stopping { unit, hash, by } => {
                 if *by != By::Itself {
                     self.check_stop(now, host, unit, *hash);
+                    if let Some(run) = self.runs.get_mut(&(host, unit.clone())) {
+                        run.stopped = true;
+                    }
                 }
             }
             Fact::Changed { unit, phase } => {
                 if let Some(run) = self.runs.get_mut(&(host, unit.clone())) {
                     run.live = phase.is_live();
+                    run.stopped &= *phase != Phase::Active;
                 }
             }
             Fact::Removed { unit, live } => {

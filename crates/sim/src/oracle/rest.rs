@@ -69,6 +69,10 @@ impl Oracle {
             if passing || (wanted.state == DesiredState::Launched && !started) {
                 return Some(format!("{name} is {phase:?} on host {host}, started with {hash:?}"));
             }
+            let stopped = self.runs.get(&(host, (*name).clone())).is_some_and(|run| run.stopped);
+            if wanted.state == DesiredState::Launched && !phase.is_live() && stopped {
+                return Some(format!("{name} was stopped on host {host}, and was not started again"));
+            }
             if wanted.state == DesiredState::Loaded && phase.is_live() {
                 return Some(format!("{name} runs on host {host} and is to be loaded"));
             }
