@@ -23,7 +23,7 @@ fn seeds_of_the_other_half_are_clean() {
 
 /// Seeds that once ended in a violation, and what it was. What happens in a seed changes with the simulator: what was found wrong in
 /// fleet has a test or a deliberate mistake of its own, and these show that the checks do not complain of what is right.
-const ONCE: [(u64, &str); 26] = [
+const ONCE: [(u64, &str); 27] = [
     (9, "a unit whose note could not be written was started again"),
     (16, "a suspended machine's clock drifted from that of its fleetd"),
     (131, "a unit that is Global meanwhile was to say that it had stopped"),
@@ -65,6 +65,7 @@ const ONCE: [(u64, &str); 26] = [
         "a session renewed its lease when the machine's presence had been ended under another one",
     ),
     (1_510_014_712, "what a slow store told late was taken for no decision"),
+    (2_100_016_865, "a sign of life counted from when it was seen on its way, two steps late"),
 ];
 
 #[test]

@@ -447,6 +447,36 @@ fn runs(cluster: &Cluster) -> Result<Vec<Run>> {
             let unit = log.file_name().to_string_lossy().into_owned();
             history.take_runs(index, &unit, &std::fs::read_to_string(log.path())?)?;
         }
+        if history.runs.iter().any(|run| run.host == index && run.stop.is_none()) {
+            history.take_ends(index, &ends(host)?);
+        }
     }
     Ok(history.runs)
+}
+
+/// When units have stopped or failed by what systemd on a host logged.
+fn ends(host: &fleet_testbed::Host) -> Result<Vec<(String, Millis)>> {
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        #[serde(rename = "UNIT")]
+        unit: String,
+        /// Microseconds.
+        #[serde(rename = "__MONOTONIC_TIMESTAMP")]
+        at: String,
+    }
+    // SD_MESSAGE_UNIT_STOPPED and SD_MESSAGE_UNIT_FAILURE_RESULT
+    let logged = host.run([
+        "journalctl",
+        "--no-pager",
+        "--output=json",
+        "--output-fields=UNIT",
+        "_PID=1",
+        "MESSAGE_ID=9d1aaa27d60140bd96365438aad20286",
+        "MESSAGE_ID=d9b373ed55a64feb8242e02dbe79a49c",
+    ])?;
+    let entry = |line: &str| -> Result<_> {
+        let entry: Entry = serde_json::from_str(line)?;
+        Ok((entry.unit, entry.at.parse::<Millis>()? / 1000))
+    };
+    logged.stdout.lines().filter(|line| line.starts_with('{')).map(entry).collect()
 }

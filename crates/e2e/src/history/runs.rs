@@ -55,6 +55,25 @@ impl History {
         self.runs.extend(last);
         Ok(())
     }
+
+    /// Takes in when units ended on a host by what systemd said. It counts where the unit itself could not write its end down:
+    /// the guard kills what would do that, too.
+    pub(super) fn take_ends(&mut self, host: usize, ends: &[(String, Millis)]) {
+        let starts: Vec<_> = self
+            .runs
+            .iter()
+            .filter(|run| run.host == host)
+            .map(|run| (run.unit.clone(), run.start))
+            .collect();
+        for run in self.runs.iter_mut().filter(|run| run.host == host && run.stop.is_none()) {
+            let of_it = |(unit, at): &&(String, Millis)| *unit == run.unit && *at > run.start;
+            let next = starts.iter().filter(of_it).map(|(_, at)| *at).min();
+            let end = ends.iter().filter(of_it).map(|(_, at)| *at).min();
+            if let Some(end) = end.filter(|end| next.is_none_or(|next| *end <= next)) {
+                (run.stop, run.how) = (Some(end), "by the journal".to_owned());
+            }
+        }
+    }
 }
 
 /// Seconds with two places, as in `/proc/uptime`.

@@ -363,6 +363,13 @@ fn what_units_wrote() {
     let stops: Vec<_> = history.runs.iter().map(|run| (run.marker.as_str(), run.start, run.stop)).collect();
     assert_eq!(stops, [("one", 10_010, Some(12_500)), ("two", 13_000, None), ("two", 20_000, None)]);
     assert_eq!(history.runs[0].how, "success killed TERM");
+    // What systemd said counts for those that could not write down their end, and only for the run that it was the end of.
+    let ends = [12_400, 20_500, 30_000].map(|at| ("a".to_owned(), at));
+    history.take_ends(0, &ends);
+    history.take_ends(1, &[("b".to_owned(), 15_000)]);
+    history.take_ends(1, &ends);
+    let stops: Vec<_> = history.runs.iter().map(|run| run.stop).collect();
+    assert_eq!(stops, [Some(12_500), None, Some(20_500)]);
     assert!(history.take_runs(1, "a", "rubbish\n").is_err());
     let text = recorded("one", "/bin/true", "Type=simple\n", "OnIsolation=stop");
     fleet_unit::UnitFile::parse(&text).unwrap();
