@@ -365,13 +365,13 @@ impl Machine {
         Some(name)
     }
 
-    /// All units are told to stop, since the machine goes down.
+    /// All units are told to stop, since the machine goes down; starts that wait are taken back.
     pub(crate) fn stop_all(&mut self) {
         self.shutting_down = true;
         let live: Vec<_> = self
             .units
             .iter()
-            .filter(|(_, unit)| unit.phase.is_live())
+            .filter(|(_, unit)| unit.phase.is_live() || unit.awaited.is_some())
             .map(|(name, _)| name.clone())
             .collect();
         for name in live {
