@@ -187,7 +187,16 @@ pub enum Change {
     States(MachineId, BTreeMap<UnitName, UnitReport>),
     /// A record can't be read as it is now, for this reason: what was known of it stays, and is no ground to decide anything from; or it
     /// can be read, or is gone.
-    Unread(Record, Option<String>),
+    Unread(Record, Option<Unreadable>),
+}
+
+/// Why a record can't be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// For people.
+    pub reason: String,
+    /// That of the record.
+    pub revision: Revision,
 }
 
 /// A record that can't be read, by what it is about.

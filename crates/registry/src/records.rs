@@ -251,12 +251,14 @@ pub fn record_of(key: &str) -> Option<Record> {
 pub struct RecordError {
     pub key: String,
     pub reason: String,
+    pub revision: Revision,
 }
 
 impl RecordError {
     /// That the record can't be read, as a view is told. `None` where nothing rests on it.
     pub fn change(&self) -> Option<Change> {
-        Some(Change::Unread(record_of(&self.key)?, Some(self.reason.clone())))
+        let why = Unreadable { reason: self.reason.clone(), revision: self.revision };
+        Some(Change::Unread(record_of(&self.key)?, Some(why)))
     }
 }
 
@@ -288,7 +290,8 @@ impl Reader {
     }
 
     fn read(&mut self, key: &str, put: Option<(&[u8], Revision)>) -> Result<Option<Change>, RecordError> {
-        self.change(key, put).map_err(|reason| RecordError { key: key.to_owned(), reason })
+        let revision = put.map(|(_, revision)| revision).unwrap_or_default();
+        self.change(key, put).map_err(|reason| RecordError { key: key.to_owned(), reason, revision })
     }
 
     fn change(&mut self, key: &str, put: Option<(&[u8], Revision)>) -> Result<Option<Change>, String> {

@@ -3,13 +3,13 @@ use super::*;
 use crate::{placement, testing::*};
 
 fn unit_record(cluster: &mut Cluster, kind: RecordKind, unit: &str, unread: bool) {
-    let reason = unread.then(|| "format 2".to_owned());
-    cluster.apply(Change::Unread(Record::OfUnit(kind, name(unit)), reason));
+    let why = unread.then(|| Unreadable { reason: "format 2".to_owned(), revision: 9 });
+    cluster.apply(Change::Unread(Record::OfUnit(kind, name(unit)), why));
 }
 
 fn machine_record(cluster: &mut Cluster, kind: RecordKind, machine: u8, unread: bool) {
-    let reason = unread.then(|| "format 2".to_owned());
-    cluster.apply(Change::Unread(Record::OfMachine(kind, id(machine)), reason));
+    let why = unread.then(|| Unreadable { reason: "format 2".to_owned(), revision: 9 });
+    cluster.apply(Change::Unread(Record::OfMachine(kind, id(machine)), why));
 }
 
 /// What lists the registry anew, without what it can't read.
@@ -56,7 +56,10 @@ fn a_unit_whose_record_is_missing_for_that_is_not_destroyed() {
         vec![
             Change::Machine(id(1), Some(machine(&[]))),
             Change::Schedule(name("b.service"), Some((id(1), 7))),
-            Change::Unread(Record::OfUnit(RecordKind::Unit, name("b.service")), Some("format 2".into())),
+            Change::Unread(
+                Record::OfUnit(RecordKind::Unit, name("b.service")),
+                Some(Unreadable { reason: "format 2".to_owned(), revision: 9 }),
+            ),
         ],
     );
     cluster.now += GRACE;
@@ -108,7 +111,10 @@ fn a_machine_whose_presence_cannot_be_read_is_not_gone() {
             place("keep.service"),
             place("stop.service"),
             Change::Leaving(name("left.service"), Some((id(1), 7))),
-            Change::Unread(Record::OfMachine(RecordKind::Presence, id(1)), Some("format 2".into())),
+            Change::Unread(
+                Record::OfMachine(RecordKind::Presence, id(1)),
+                Some(Unreadable { reason: "format 2".to_owned(), revision: 9 }),
+            ),
         ],
     );
     units(&mut cluster);

@@ -6,27 +6,27 @@ use super::*;
 /// The records of a view that can't be read, each with the reason.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unread {
-    units: BTreeMap<UnitName, BTreeMap<RecordKind, String>>,
-    machines: BTreeMap<MachineId, BTreeMap<RecordKind, String>>,
+    units: BTreeMap<UnitName, BTreeMap<RecordKind, Unreadable>>,
+    machines: BTreeMap<MachineId, BTreeMap<RecordKind, Unreadable>>,
 }
 
 impl Unread {
     /// False when that was so before.
-    fn note(&mut self, record: &Record, reason: Option<String>) -> bool {
+    fn note(&mut self, record: &Record, why: Option<Unreadable>) -> bool {
         match record {
-            Record::OfUnit(kind, name) => note(&mut self.units, name, *kind, reason),
-            Record::OfMachine(kind, id) => note(&mut self.machines, id, *kind, reason),
+            Record::OfUnit(kind, name) => note(&mut self.units, name, *kind, why),
+            Record::OfMachine(kind, id) => note(&mut self.machines, id, *kind, why),
         }
     }
 }
 
 fn note<K: Ord + Clone>(
-    all: &mut BTreeMap<K, BTreeMap<RecordKind, String>>,
+    all: &mut BTreeMap<K, BTreeMap<RecordKind, Unreadable>>,
     key: &K,
     kind: RecordKind,
-    reason: Option<String>,
+    why: Option<Unreadable>,
 ) -> bool {
-    let Some(reason) = reason else {
+    let Some(why) = why else {
         let Some(kinds) = all.get_mut(key) else { return false };
         let was = kinds.remove(&kind).is_some();
         if kinds.is_empty() {
@@ -35,14 +35,14 @@ fn note<K: Ord + Clone>(
         return was;
     };
     let kinds = all.entry(key.clone()).or_default();
-    let same = kinds.get(&kind) == Some(&reason);
-    kinds.insert(kind, reason);
+    let same = kinds.get(&kind) == Some(&why);
+    kinds.insert(kind, why);
     !same
 }
 
 impl View {
-    pub(super) fn apply_unread(&mut self, record: Record, reason: Option<String>, effects: &mut Effects) {
-        if !self.unread.note(&record, reason) {
+    pub(super) fn apply_unread(&mut self, record: Record, why: Option<Unreadable>, effects: &mut Effects) {
+        if !self.unread.note(&record, why) {
             return;
         }
         match record {
@@ -81,12 +81,17 @@ impl View {
 
     /// Why a record of a unit can't be read, if it can't.
     pub fn unread_record(&self, name: &str, kind: RecordKind) -> Option<&str> {
-        Some(self.unread.units.get(name)?.get(&kind)?.as_str())
+        Some(&self.unread.units.get(name)?.get(&kind)?.reason)
+    }
+
+    /// The revision of a unit's own record that can't be read, if it can't.
+    pub fn unread_revision(&self, name: &str) -> Option<Revision> {
+        Some(self.unread.units.get(name)?.get(&RecordKind::Unit)?.revision)
     }
 
     /// Why nothing is to be decided about a unit, if one of its records can't be read.
     pub fn undecidable(&self, name: &UnitName) -> Option<&str> {
-        Some(self.unread.units.get(name)?.values().next()?.as_str())
+        Some(&self.unread.units.get(name)?.values().next()?.reason)
     }
 
     /// Whether a record of a machine can't be read.

@@ -526,8 +526,10 @@ mod tests {
     fn agents_hear_of_what_can_be_read_again_also_when_changes_were_missed() {
         let hub = Hub::new();
         let name = UnitName::parse("a.service").unwrap();
-        let broken =
-            Change::Unread(Record::OfUnit(RecordKind::Schedule, name.clone()), Some("format 2".to_owned()));
+        let broken = Change::Unread(
+            Record::OfUnit(RecordKind::Schedule, name.clone()),
+            Some(Unreadable { reason: "format 2".to_owned(), revision: 9 }),
+        );
         hub.reset(vec![broken], 5);
         let mailbox = hub.open_mailbox(&MachineId::parse(&"1".repeat(32)).unwrap());
         assert!(hub.unchangeable(&name).is_some());

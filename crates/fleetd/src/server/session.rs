@@ -325,9 +325,15 @@ impl<S: Store> Session<'_, S> {
         }
         let is_read = |kind| view.unread_record(name.as_str(), kind).is_none();
         if global.is_none() && is_read(RecordKind::Schedule) {
-            let place = view.place(name).map(|(at, _)| at);
+            // What was decided before the record that can't be read says nothing: by that the unit may be Global.
+            let unread = view.unread_revision(name.as_str()).unwrap_or_default();
+            let place = view.place(name);
+            let is_here = place.is_some_and(|(at, _)| at == id);
+            let is_elsewhere = !is_here && place.is_some_and(|(_, decided)| decided > unread);
             let release = self.asks_release(view, name).filter(|_| is_read(RecordKind::Leaving));
-            if place != Some(id) && (place.is_some() || release.is_some()) {
+            let has_left =
+                view.leaving(name).is_some_and(|(_, decided)| decided > unread) && release.is_some();
+            if is_elsewhere || !is_here && has_left {
                 return release;
             }
         }

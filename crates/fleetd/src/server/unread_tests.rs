@@ -244,15 +244,21 @@ async fn a_machine_that_comes_from_a_newer_server_keeps_what_it_was_told_there()
     let launched = name("launched.service");
     rig.write([put_unit(&launched, &file(""), DesiredState::Inactive)]).await;
     let stopping = name("stopping.service");
+    // It has become Global, and nobody has taken its place away yet.
+    rig.write([put_schedule(&name("global.service"), &b), put_leaving(&name("global.service"), &a)]).await;
     rig.write([
         Op::put("unit/new.service", NEWER),
-        put_schedule(&name("new.service"), &a),
+        Op::put("unit/global.service", NEWER),
         Op::put("unit/replaced.service", NEWER),
         Op::put("unit/launched.service", NEWER),
-        put_schedule(&launched, &a),
         Op::put("unit/elsewhere.service", NEWER),
-        put_schedule(&name("elsewhere.service"), &b),
         Op::put("unit/stopping.service", NEWER),
+    ])
+    .await;
+    rig.write([
+        put_schedule(&name("new.service"), &a),
+        put_schedule(&launched, &a),
+        put_schedule(&name("elsewhere.service"), &b),
         Op::delete("schedule/stopping.service"),
         put_leaving(&stopping, &a),
     ])
@@ -264,7 +270,7 @@ async fn a_machine_that_comes_from_a_newer_server_keeps_what_it_was_told_there()
         let (_agent, mut told) = rig.connect(&a).await;
         let release = told.remove(&stopping);
         assert!(matches!(release, Some(Instruction::Release(_))), "listed: {listed}: {release:?}");
-        let left = ["launched.service", "new.service", "replaced.service"];
+        let left = ["global.service", "launched.service", "new.service", "replaced.service"];
         assert_eq!(told, left.map(|unit| (name(unit), Instruction::Leave)).into(), "listed: {listed}");
         let (_agent, told) = rig.connect(&b).await;
         assert_eq!(told[&name("elsewhere.service")], Instruction::Leave);
