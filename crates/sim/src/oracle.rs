@@ -59,6 +59,8 @@ type Want = Option<(Hash, DesiredState)>;
 /// A process of a unit on a machine.
 #[derive(Clone, Debug)]
 struct Run {
+    /// When its start was asked for, and when it began.
+    asked: Time,
     started: Time,
     hash: Option<Hash>,
     live: bool,
@@ -134,6 +136,10 @@ pub(crate) struct Oracle {
     let_go: BTreeMap<MachineId, Time>,
     /// Units whose records this version can't read: what was known of them stays so.
     unreadable: BTreeSet<UnitName>,
+    /// Records that only newer servers can read.
+    newer: BTreeSet<std::sync::Arc<str>>,
+    /// Units that are, or have been, Global.
+    globals: BTreeSet<UnitName>,
     /// When there was one last.
     blind: Option<Time>,
     /// Hosts that are suspended, and when those that are not any more went on.
@@ -178,6 +184,8 @@ impl Oracle {
             removed: BTreeSet::new(),
             let_go: BTreeMap::new(),
             unreadable: BTreeSet::new(),
+            newer: BTreeSet::new(),
+            globals: BTreeSet::new(),
             blind: None,
             asleep: BTreeSet::new(),
             woke: BTreeMap::new(),
@@ -280,6 +288,23 @@ impl Oracle {
         {
             self.violate(now, "view", error);
         }
+    }
+
+    /// Which records are such that only newer servers can read them.
+    pub(crate) fn follow_formats(&mut self, now: Time, batch: &WatchBatch, is_newer: impl Fn(&[u8]) -> bool) {
+        for event in &batch.events {
+            if event.entry.as_ref().is_some_and(|entry| is_newer(&entry.value)) {
+                self.newer.insert(event.key.clone());
+            } else if self.newer.remove(&event.key) {
+                self.blind = Some(now);
+            }
+        }
+    }
+
+    /// From now on all servers can read those.
+    pub(crate) fn all_is_read(&mut self, now: Time) {
+        self.newer.clear();
+        self.blind = Some(now);
     }
 
     /// A machine was removed, has let go of its units, or joined again.
@@ -458,6 +483,9 @@ impl Oracle {
                 self.stops.entry(name.clone()).or_default().insert(unit.file.hash());
                 self.lives_changed = true;
             }
+            if unit.is_some_and(|unit| unit.requirements.global) {
+                self.globals.insert(name.clone());
+            }
             let known = unit.map(|unit| (unit.file.hash(), unit.desired));
             self.units.entry(name).or_default().push((now, known));
         }
@@ -523,7 +551,9 @@ impl Oracle {
 
     /// Whether something can't be read, or could not a moment ago.
     fn is_blind(&self, now: Time) -> bool {
-        !self.unreadable.is_empty() || self.blind.is_some_and(|at| at + NEWS * 6 > now)
+        !self.unreadable.is_empty()
+            || !self.newer.is_empty()
+            || self.blind.is_some_and(|at| at + NEWS * 6 > now)
     }
 
     /// G1: a write was acknowledged that was asked for then.

@@ -122,6 +122,8 @@ pub(crate) struct Scenario {
     pub(crate) isolating: f64,
     /// How many of the servers are of a newer version, which writes fields that others do not know.
     pub(crate) newer: usize,
+    /// How many of the records that those write are in a format that the others can't read.
+    pub(crate) formats: f64,
     /// How many of the machines without a server are of an older version at first, which does not say that units have stopped.
     pub(crate) older: f64,
     /// How slow the store may be.
@@ -159,6 +161,7 @@ impl Scenario {
         self.slow = &[Slow::Some(8_000, 0.05), Slow::Writes(8_000, 0.1)];
         self.ttl = Duration::from_secs(10);
         self.older = 0.0;
+        self.formats = 0.0;
         match mutation {
             NoTermGuard => self.agents = 1,
             NoFence => self.slow = &[Slow::Writes(12_000, 0.2)],
@@ -216,6 +219,7 @@ impl Scenario {
             names: 2 + rng.below(10),
             isolating: *rng.pick(&[0.0, 0.12, 0.12, 0.7]),
             newer: if rng.chance(0.3) { rng.below(servers + 1) } else { 0 },
+            formats: if versions.chance(0.5) { 0.3 } else { 0.0 },
             older: if versions.chance(0.25) { versions.fraction() } else { 0.0 },
             slow: &[
                 Slow::All(100),

@@ -58,8 +58,8 @@ pub(crate) enum By {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fact {
     /// It was started when it did not run. `noted`: it was noted on the machine that it had been started as it is now, and
-    /// nobody had taken that back.
-    Started { unit: UnitName, hash: Option<Hash>, by: By, noted: bool },
+    /// nobody had taken that back. `asked`: when its start was asked for.
+    Started { unit: UnitName, hash: Option<Hash>, by: By, noted: bool, asked: Time },
     /// It was told to stop while it ran.
     Stopping { unit: UnitName, hash: Option<Hash>, by: By },
     /// Its phase changed otherwise.
@@ -100,6 +100,8 @@ struct SimUnit {
     job: u64,
     /// Its newest job is a stop.
     stops: bool,
+    /// When its newest start was asked for.
+    asked: Time,
     awaited: Option<oneshot::Sender<JobResult>>,
 }
 
@@ -427,7 +429,7 @@ impl Machine {
         let Some(text) = unit.file.clone().or(unit.loaded.clone()) else {
             return Err(Error::Refused(format!("Unit {name} not found.")));
         };
-        unit.stops = false;
+        (unit.stops, unit.asked) = (false, self.now);
         if unit.phase == Phase::Active {
             return Ok(self.begin(name, Duration::ZERO, Phase::Active));
         }
@@ -462,7 +464,8 @@ impl Machine {
         unit.phase = Phase::Activating;
         if fresh {
             let noted = unit.noted.is_some() && unit.noted == unit.hash;
-            self.facts.push(Fact::Started { unit: name.clone(), hash: unit.hash, by: By::Fleet, noted });
+            let (unit, hash, asked) = (name.clone(), unit.hash, unit.asked);
+            self.facts.push(Fact::Started { unit, hash, by: By::Fleet, noted, asked });
         }
     }
 

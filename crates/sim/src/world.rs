@@ -620,8 +620,27 @@ impl World {
         for name in self.oracle.unreadable() {
             self.make_readable(&name);
         }
+        self.update_servers();
         for host in self.scenario.servers..self.hosts.len() {
             self.join(host);
+        }
+    }
+
+    /// All servers are of the newer version from now on.
+    fn update_servers(&mut self) {
+        let newer = self.scenario.newer.min(self.scenario.servers);
+        if std::mem::take(&mut self.scenario.formats) == 0.0 || newer == 0 {
+            return;
+        }
+        self.scenario.newer = self.scenario.servers;
+        self.oracle.all_is_read(self.now);
+        for host in 0..self.scenario.servers - newer {
+            if self.hosts[host].process.is_some() {
+                self.note(|| format!("host {host}: fleetd is updated to what the others are"));
+                self.lose_process(host, true);
+                let after = self.rng.spread(100, 2_000);
+                self.after(after, Event::Begin(host));
+            }
         }
     }
 

@@ -130,11 +130,11 @@ impl Oracle {
     pub(crate) fn happened(&mut self, now: Time, host: usize, fact: &Fact) {
         self.lives_changed = true;
         match fact {
-            Fact::Started { unit, hash, by, noted } => {
+            Fact::Started { unit, hash, by, noted, asked } => {
                 if *by == By::Fleet {
                     self.check_start(now, host, unit, *hash, *noted);
                 }
-                let run = Run { started: now, hash: *hash, live: true, stopped: false };
+                let run = Run { asked: *asked, started: now, hash: *hash, live: true, stopped: false };
                 self.runs.insert((host, unit.clone()), run);
             }
             Fact::Stopping { unit, hash, by } => {
@@ -176,16 +176,17 @@ impl Oracle {
         // Nor does every server hear of a removal at once.
         let id = &self.ids[host];
         let removed = self.removed.contains(id) || self.let_go.get(id).is_some_and(|at| *at + NEWS * 6 > now);
-        if !self.was_wanted(host, name, Time::ZERO, wanted) && !self.is_blind(now) && !removed {
+        let blind = self.is_blind(now) && self.globals.contains(name);
+        if !self.was_wanted(host, name, Time::ZERO, wanted) && !blind && !removed {
             self.violate(now, "G2", format!("{name} was started on host {host}, where it was never wanted"));
             return;
         }
         let Some(run) = self.runs.get(&(host, name.clone())).cloned() else { return };
         // The next fleetd may not know how a start ended that the one before could not note.
-        let forgotten = !noted && self.killed.get(&host).is_some_and(|killed| *killed >= run.started);
+        let forgotten = !noted && self.killed.get(&host).is_some_and(|killed| *killed >= run.asked);
         let fenced = self.is_stop(name, hash);
         // A Global unit may have gone, and come back, for one that could not be read.
-        let excused = forgotten || fenced || self.is_blind(now) && !self.unreadable.contains(name);
+        let excused = forgotten || fenced || blind && !self.unreadable.contains(name);
         if run.hash == hash && !excused && !self.was_dropped(host, name, run.started, wanted) {
             self.violate(now, "G2", format!("{name} was started again on host {host} without a decision"));
         }
@@ -196,7 +197,7 @@ impl Oracle {
         let wanted =
             |want: &Want| matches!(want, Some((wanted, DesiredState::Launched)) if Some(*wanted) == hash);
         // A Global unit may have to go where one that can't be read does not want it.
-        let blind = self.is_blind(now) && !self.unreadable.contains(name);
+        let blind = self.is_blind(now) && self.globals.contains(name) && !self.unreadable.contains(name);
         if !self.was_dropped(host, name, started, wanted) && !self.fenced(now, host, name) && !blind {
             self.violate(now, "G2", format!("{name} was stopped on host {host} without a decision"));
         }

@@ -4,8 +4,10 @@ use super::*;
 use crate::oracle::{MEMBERS, REMOVED};
 use crate::scenario::Slow;
 use crate::store::{Answer, Request};
-use fleet_registry::records::{FORMAT, MACHINES, PRESENCES, SCHEDULE, STATES, UNITS, put_format, unit_key};
-use fleet_registry::{Event as Change, LeaseId, Op, StoreError, Txn, WatchBatch};
+use fleet_registry::records::{
+    FORMAT, LEAVING, MACHINES, PRESENCES, SCHEDULE, STATES, UNITS, put_format, unit_key,
+};
+use fleet_registry::{Entry, Event as Change, LeaseId, Op, StoreError, Txn, WatchBatch};
 use std::collections::BTreeSet;
 use tokio::sync::oneshot;
 
@@ -97,6 +99,10 @@ impl World {
             let batches = self.store.changes("", before).unwrap_or_default();
             for batch in batches {
                 self.note(|| format!("revision {}: {}", batch.revision, shown(&batch.events)));
+                self.oracle.follow_formats(self.now, &batch, |value| format_of(value) == NEWER);
+                // It knows what a newer version says.
+                let mut batch = batch;
+                batch.events.iter_mut().filter_map(|event| event.entry.as_mut()).for_each(translate);
                 self.oracle.follow(self.now, &batch, by);
                 for event in batch.events.iter().filter(|event| event.entry.is_none()) {
                     let removed = event.key.strip_prefix(MEMBERS);
@@ -223,6 +229,9 @@ impl World {
         match request {
             Request::Range(prefix) => {
                 let mut snapshot = self.store.range(&prefix);
+                if self.is_newer(host) {
+                    snapshot.entries.iter_mut().for_each(translate);
+                }
                 if self.store_trouble.empty_listing == Some(host) {
                     self.store_trouble.empty_listing = None;
                     snapshot.entries.clear();
@@ -232,7 +241,13 @@ impl World {
                 }
                 Ok(Answer::Snapshot(snapshot))
             }
-            Request::Get(key) => Ok(Answer::Entry(self.store.get(&key))),
+            Request::Get(key) => {
+                let mut entry = self.store.get(&key);
+                if self.is_newer(host) {
+                    entry.iter_mut().for_each(translate);
+                }
+                Ok(Answer::Entry(entry))
+            }
             Request::Commit(mut txn) => {
                 self.mutate(&mut txn);
                 self.write_as(host, &mut txn);
@@ -314,12 +329,22 @@ impl World {
         txn.compares.retain(|compare| !drops(&compare.key, compare.revision));
     }
 
+    /// Whether a server is of a newer version, which can read what the others can't.
+    fn is_newer(&self, host: usize) -> bool {
+        host >= self.scenario.servers - self.scenario.newer.min(self.scenario.servers)
+    }
+
     /// What the version of a server does to what it writes.
     fn write_as(&mut self, host: usize, txn: &mut Txn) {
-        let newer = host >= self.scenario.servers - self.scenario.newer.min(self.scenario.servers);
+        let newer = self.is_newer(host);
         for op in &mut txn.ops {
-            let Op::Put { value, .. } = op else { continue };
+            let Op::Put { key, value, .. } = op else { continue };
             if newer {
+                let kinds = [UNITS, SCHEDULE, LEAVING, MACHINES];
+                let other = self.scenario.formats > 0.0 && kinds.iter().any(|kind| key.starts_with(kind));
+                if other && self.rng.chance(self.scenario.formats) {
+                    edit(value, |record| drop(record.insert("format".to_owned(), NEWER.into())));
+                }
                 edit(value, |record| {
                     drop(record.insert(LATER.to_owned(), serde_json::json!({"is": [1, "x"]})))
                 });
@@ -340,11 +365,11 @@ impl World {
         keys.filter(has).map(str::to_owned).collect()
     }
 
-    /// A newer version writes a unit's record in a format that this one does not read.
+    /// A version that no server is of writes a unit's record in a format that none reads.
     pub(super) fn make_unreadable(&mut self, pick: usize) -> Option<UnitName> {
         let names: Vec<_> = self.oracle.view().units().map(|(name, _)| name.clone()).collect();
         let name = names.get(pick % names.len().max(1))?.clone();
-        self.rewrite(&name, FORMAT + 1);
+        self.rewrite(&name, NEWEST);
         Some(name)
     }
 
@@ -356,7 +381,7 @@ impl World {
     fn rewrite(&mut self, name: &UnitName, format: u32) {
         let key = unit_key(name);
         let Some(entry) = self.store.get(&key) else { return };
-        if is_readable(&entry.value) == (format <= FORMAT) {
+        if (format_of(&entry.value) == NEWEST) == (format == NEWEST) {
             return;
         }
         let mut value = entry.value.to_vec();
@@ -404,6 +429,7 @@ impl World {
             return self.after(more, Event::Flush(number));
         }
         let drop_one = self.mutation == Some(Mutation::LostChange) && self.rng.chance(0.02);
+        let newer = self.is_newer(host);
         let watcher = &mut self.watchers[number];
         watcher.flushing = false;
         let changes = match lost {
@@ -413,6 +439,10 @@ impl World {
         // Nobody listens any more when a send fails.
         match changes {
             Ok(mut batches) => {
+                if newer {
+                    let events = batches.iter_mut().flat_map(|batch| &mut batch.events);
+                    events.filter_map(|event| event.entry.as_mut()).for_each(translate);
+                }
                 if self.mutation == Some(Mutation::UnreadableIsGone) {
                     let events = batches.iter_mut().flat_map(|batch| &mut batch.events);
                     for event in events {
@@ -449,7 +479,8 @@ impl World {
                 let _ = store.commit(&txn);
             });
         }
-        let snapshot = self.store.range("");
+        let mut snapshot = self.store.range("");
+        snapshot.entries.iter_mut().for_each(translate);
         self.oracle.reset(self.now, &snapshot);
         for watcher in &mut self.watchers {
             watcher.send = mpsc::unbounded_channel().0;
@@ -460,10 +491,28 @@ impl World {
 /// The field that a newer version writes into records.
 const LATER: &str = "later";
 
+/// The format that newer servers write, and read, and one that nobody reads.
+const NEWER: u32 = FORMAT + 1;
+const NEWEST: u32 = FORMAT + 2;
+
 /// Whether this version can read a record, as far as its format goes.
 fn is_readable(value: &[u8]) -> bool {
+    format_of(value) <= FORMAT
+}
+
+/// The format of a record; of what is none, this one's.
+fn format_of(value: &[u8]) -> u32 {
     let record: serde_json::Value = serde_json::from_slice(value).unwrap_or_default();
-    record["format"].as_u64().is_none_or(|format| format <= u64::from(FORMAT))
+    record["format"].as_u64().and_then(|format| u32::try_from(format).ok()).unwrap_or(FORMAT)
+}
+
+/// What a newer version reads in a record.
+fn translate(entry: &mut Entry) {
+    if format_of(&entry.value) == NEWER {
+        let mut value = entry.value.to_vec();
+        edit(&mut value, |record| drop(record.insert("format".to_owned(), FORMAT.into())));
+        entry.value = value.into();
+    }
 }
 
 /// Changes a record as JSON; what is none stays as it is.
