@@ -155,6 +155,9 @@ impl Rig {
         let isolated = self.pids(host)?;
         ensure!(isolated.stop.is_empty(), "those with stop are stopped there, not {}", isolated.stop);
         ensure!(isolated.keep == before[host].keep, "those with keep run on there");
+        // Not even where it is the guard that stopped them, and fleetd may never know.
+        let marks = self.fleet.cluster.host(host).sh("ls /run/fleet/launched")?.ok()?.stdout;
+        ensure!(marks.contains("keep-") && !marks.contains("stop-"), "none is marked as started: {marks}");
         let elsewhere = [self.pids(0)?, self.pids(2)?];
         heal()?;
         self.until_well()?;

@@ -67,7 +67,7 @@ struct Slot {
     problem: Option<String>,
     /// What the machine ran into with it; gone with the next success.
     trouble: Option<String>,
-    /// That it was started is not noted on the machine yet: the next fleetd would not know.
+    /// That it was started, or is stopped, is not noted on the machine yet: the next fleetd would not know.
     unnoted: bool,
     /// The number of the job under way: an answer to an older one is no longer of interest.
     job: u64,

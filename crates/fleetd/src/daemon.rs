@@ -136,11 +136,10 @@ async fn serve(
     };
     let beside = config.units_directory.parent().unwrap_or(Path::new("/run/fleet"));
     let directories = Directories {
-        launched: beside.join("launched"),
         starts: beside.join("starts"),
         units: config.units_directory.clone(),
         // Wherever unit files are: that is where the guard looks.
-        guard: fleet_systemd::guard::PATH.into(),
+        ..Directories::default()
     };
     // The registry first: who can't have it must not touch the machine.
     let registry = if !config.join.is_empty() {

@@ -3,7 +3,8 @@
 //! fleetd itself stops them when the machine's presence can't be renewed. But fleetd may be dead, hang or be stopped, and a unit may
 //! not want to stop. So this process has the same deadlines from the same pure function
 //! ([`fleet_cluster::fencing::isolation`]), and kills what still runs at the last of them. All it knows is one file, which
-//! fleetd replaces at each renewal. While units are due it looks at them again and again: something else on the
+//! fleetd replaces at each renewal. Before it stops a unit it takes the mark away that fleetd left of its start: fleetd may never
+//! come to note that itself, and the next one would take the unit for one that ended. While units are due it looks at them again and again: something else on the
 //! machine, a timer or a fleetd that wakes from a pause, may start one.
 //!
 //! It is single-threaded, keeps nothing but that file's content, and takes the cautious side when in doubt: when it can't read
@@ -80,6 +81,7 @@ fn enforce(guarded: &Guarded, told: &mut bool, stopped: &mut BTreeSet<UnitName>)
     let (stop, kill) = what_to_do(&due.due, &states, stopped);
     if !stop.is_empty() {
         info!("stopping {}", list(&stop));
+        guard::unmark(Path::new(guard::MARKS), &stop);
         guard::stop(&stop)?;
         stopped.extend(stop.into_iter().cloned());
     }

@@ -6,7 +6,7 @@ mod rig;
 use fleet_cluster::{fencing, model::*};
 use fleet_link::ToAgent;
 use fleet_systemd::memory::{Behaviour, MemorySystemd, STOP_TIMEOUT};
-use fleet_systemd::{Error, Systemd};
+use fleet_systemd::{Error, Mark, Systemd};
 use rig::{Rig, SLEEP, name, wanted};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -277,6 +277,22 @@ async fn a_unit_that_the_guard_stopped_is_started_again() {
     assert!(rig.systemd.clock() < deadlines.end, "it was not lost");
     rig.until_active(S, "active").await;
     assert_eq!(rig.systemd.jobs(&name(K)), (1, 0));
+    rig.end().await;
+}
+
+/// Its stop is noted as soon as that can be done: otherwise the next fleetd would take it for one that ended by itself.
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_could_not_be_noted_is_noted_later() {
+    let rig = running(MemorySystemd::default()).await;
+    rig.systemd.behave(&name(S), Behaviour::Works, Behaviour::Hangs);
+    sleep(TTL).await;
+    rig.systemd.set_away(Some("the bus is gone"));
+    rig.ttl.send_replace(None);
+    sleep(TTL).await;
+    assert!(matches!(rig.systemd.marked(&name(S)), Some(Mark::Launched(_))));
+    rig.systemd.set_away(None);
+    rig.systemd.until(|systemd| systemd.jobs(&name(S)).1 == 1).await;
+    assert!(matches!(rig.systemd.marked(&name(S)), Some(Mark::Starting(_))));
     rig.end().await;
 }
 

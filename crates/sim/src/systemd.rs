@@ -289,6 +289,7 @@ impl Machine {
             // One that is down may wait to be started.
             let first = self.guard_stopped.insert(name.clone());
             if phase.is_live() && phase != Phase::Deactivating || !phase.is_live() && first {
+                self.marks.remove(&name);
                 drop(self.begin_stop(&name, By::Guard));
             }
             if phase.is_live() && due == Due::Kill {

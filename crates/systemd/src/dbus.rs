@@ -71,7 +71,7 @@ pub struct SystemdHost {
 pub struct Directories {
     /// Unit files; by default `/run/fleet/units`.
     pub units: PathBuf,
-    /// Marks of what was launched since boot; by default `/run/fleet/launched`.
+    /// Marks of what was launched since boot; [`guard::MARKS`], where the guard takes them away, but in tests.
     pub launched: PathBuf,
     /// What many units are started with at once; by default `/run/fleet/starts`.
     pub starts: PathBuf,
@@ -83,7 +83,7 @@ impl Default for Directories {
     fn default() -> Self {
         Directories {
             units: "/run/fleet/units".into(),
-            launched: "/run/fleet/launched".into(),
+            launched: guard::MARKS.into(),
             starts: "/run/fleet/starts".into(),
             guard: guard::PATH.into(),
         }

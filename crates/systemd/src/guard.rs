@@ -1,9 +1,9 @@
 //! The guard's side of things: what it was told, its clock and alarm, and what it does to units.
 //!
 //! The guard is a small process of its own (`fleetd guard`, run by systemd as [`UNIT`]). It has to stop units when
-//! fleetd can't: because that was killed, hangs or is stopped. So it shares nothing with fleetd but one file, which fleetd
-//! replaces at each renewal of the machine's presence, and it asks nothing of D-Bus: as root, systemctl reaches systemd
-//! directly. When what is to be done is decided in `fleet_cluster::fencing`. Everything here blocks.
+//! fleetd can't: because that was killed, hangs or is stopped. So all it is told is one file, which fleetd
+//! replaces at each renewal of the machine's presence, all it tells is the marks it takes away, and it asks nothing of D-Bus: as root,
+//! systemctl reaches systemd directly. When what is to be done is decided in `fleet_cluster::fencing`. Everything here blocks.
 use crate::{Error, Guarded};
 use fleet_unit::UnitName;
 use rustix::{
@@ -29,6 +29,9 @@ use std::{
 pub const UNIT: &str = "fleet-guard.service";
 /// Where the guard looks for what it has to know.
 pub const PATH: &str = "/run/fleet/guard";
+
+/// The marks of units ([`crate::Mark`]), where the guard takes them away.
+pub const MARKS: &str = "/run/fleet/launched";
 
 /// The first line of the file; a guard does not read what it does not know.
 const FORMAT: &str = "fleet-guard 1";
@@ -178,6 +181,20 @@ pub fn states(units: &[&UnitName]) -> Result<Vec<String>, Error> {
         states.extend(lines.into_iter().map(str::to_owned));
     }
     Ok(states)
+}
+
+/// Takes the marks of units away (`marks`: where they are), so that no fleetd takes a unit that was stopped for one that ended by
+/// itself. A mark that can't be taken away is only logged: stopping counts for more.
+pub fn unmark(marks: &Path, units: &[&UnitName]) {
+    for unit in units {
+        let path = marks.join(unit.as_str());
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                tracing::error!("{} can't be deleted: {error}", path.display());
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Has units stopped; does not wait for the end of that.

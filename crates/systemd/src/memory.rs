@@ -348,6 +348,10 @@ impl Systemd for MemorySystemd {
     }
 
     async fn mark(&self, marks: &[(UnitName, Option<Mark>)]) -> Vec<Result<(), Error>> {
+        // Which boot of the machine it is, systemd says.
+        if let Err(error) = self.reachable() {
+            return vec![Err(error); marks.len()];
+        }
         let mut inner = self.lock();
         for (unit, mark) in marks {
             match mark {

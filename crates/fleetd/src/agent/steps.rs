@@ -38,7 +38,7 @@ impl<S: Systemd> Agent<S> {
         };
         let marks: Vec<_> = others.into_iter().map(starting).collect();
         let results = self.systemd.mark(&marks).await;
-        let (mut stop, mut unnoted) = (noted, Vec::new());
+        let (mut stop, mut unnoted, mut later) = (noted, Vec::new(), BTreeSet::new());
         for ((name, _), result) in marks.into_iter().zip(results) {
             match result {
                 Ok(()) => stop.push(name),
@@ -52,6 +52,7 @@ impl<S: Systemd> Agent<S> {
                 Ok(()) => stop.push(name),
                 Err(error) if self.isolation.is_lapsed(&name) => {
                     warn!(UNIT = %name, "{name}: that it is stopped can't be noted: {error}");
+                    later.insert(name.clone());
                     stop.push(name);
                 }
                 Err(error) => self.fail(&name, error.to_string()),
@@ -59,7 +60,8 @@ impl<S: Systemd> Agent<S> {
         }
         for name in stop {
             if let Some(slot) = self.slots.get_mut(&name) {
-                (slot.observed.launched, slot.observed.begun, slot.unnoted) = (None, true, false);
+                (slot.observed.launched, slot.observed.begun) = (None, true);
+                slot.unnoted = later.contains(&name);
             }
             self.begin(name, Job::Stop, UNKNOWN);
         }
