@@ -472,7 +472,11 @@ impl Oracle {
             _ => None,
         };
         let stops = |unit: &Unit| unit.requirements.on_isolation == OnIsolation::Stop;
-        let stopped = unit.as_ref().and_then(|name| self.view.unit(name)).is_some_and(stops);
+        // One that was destroyed with such a file may still be on its way off a machine.
+        let stopped = unit.as_ref().is_some_and(|name| match self.view.unit(name) {
+            Some(unit) => stops(unit),
+            None => self.view.leaving(name).is_some(),
+        });
         let effects = self.view.apply(change);
         if let Some(name) = unit {
             let unit = self.view.unit(&name);

@@ -23,7 +23,7 @@ fn seeds_of_the_other_half_are_clean() {
 
 /// Seeds that once ended in a violation, and what it was. What happens in a seed changes with the simulator: what was found wrong in
 /// fleet has a test or a deliberate mistake of its own, and these show that the checks do not complain of what is right.
-const ONCE: [(u64, &str); 27] = [
+const ONCE: [(u64, &str); 29] = [
     (9, "a unit whose note could not be written was started again"),
     (16, "a suspended machine's clock drifted from that of its fleetd"),
     (131, "a unit that is Global meanwhile was to say that it had stopped"),
@@ -66,6 +66,11 @@ const ONCE: [(u64, &str); 27] = [
     ),
     (1_510_014_712, "what a slow store told late was taken for no decision"),
     (2_100_016_865, "a sign of life counted from when it was seen on its way, two steps late"),
+    (3_100_011_684, "a restarted fleetd did not know that the guard had stopped a unit"),
+    (
+        3_100_024_739,
+        "a unit was destroyed, and came back without OnIsolation=stop, before its machine heard of it",
+    ),
 ];
 
 #[test]
