@@ -14,6 +14,8 @@ mod catch_up;
 mod dismiss;
 mod engine;
 mod follow;
+#[cfg(test)]
+mod gated;
 pub(crate) mod hub;
 mod leader;
 mod membership;

@@ -1,15 +1,14 @@
 //! Records that a server can't read, as a newer one has written them, cost only themselves.
 
-use super::{MachineMark, Server, ServerConfig};
+use super::{MachineMark, Server, ServerConfig, gated::Gated};
 use fleet_cluster::engine::Policy;
-use fleet_cluster::model::{DesiredState, Machine, MachineId, Revision};
+use fleet_cluster::model::{DesiredState, Machine, MachineId};
 use fleet_link::{AgentEnd, Hello, Instruction, ToAgent};
 use fleet_registry::records::{put_leaving, put_schedule, put_unit};
-use fleet_registry::store::{Conflict, Health};
-use fleet_registry::{Compare, EmbeddedStore, Entry, LeaseId, Op, Snapshot, Store, StoreError, Txn};
+use fleet_registry::store::Conflict;
+use fleet_registry::{Compare, EmbeddedStore, Op, Store, StoreError, Txn};
 use fleet_unit::{UnitFile, UnitName};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::{task::JoinSet, time::timeout};
@@ -19,62 +18,32 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(600);
 const NEWER: &str = "{\"format\":99}";
 
-/// A store that takes no transaction with a condition on a certain key.
-#[derive(Clone)]
-struct Refusing {
-    store: EmbeddedStore,
-    key: Arc<Mutex<Option<String>>>,
-    refused: Arc<AtomicUsize>,
+/// What a store takes no transactions with a condition on, and how many it refused.
+#[derive(Default)]
+struct Refused {
+    key: Option<String>,
+    count: usize,
 }
 
-impl Store for Refusing {
-    type Watch = <EmbeddedStore as Store>::Watch;
-
-    async fn commit(&self, txn: Txn) -> Result<Revision, StoreError> {
-        let key = self.key.lock().unwrap().clone();
-        if let Some(compare) = txn.compares.iter().find(|compare| Some(&compare.key) == key.as_ref()) {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            let Compare { key, revision } = compare.clone();
-            return Err(StoreError::Conflict(Conflict { key, expected: revision, found: revision + 1 }));
-        }
-        self.store.commit(txn).await
-    }
-
-    async fn range(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        self.store.range(prefix).await
-    }
-
-    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        self.store.get(key).await
-    }
-
-    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        self.store.grant(ttl).await
-    }
-
-    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.store.keep_alive(lease).await
-    }
-
-    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.store.revoke(lease).await
-    }
-
-    async fn health(&self) -> Vec<Health> {
-        self.store.health().await
-    }
-
-    async fn watch(&self, prefix: &str, after: Revision) -> Result<Self::Watch, StoreError> {
-        self.store.watch(prefix, after).await
+impl Refused {
+    fn check(&mut self, txn: &Txn) -> Result<(), StoreError> {
+        let Some(compare) = txn.compares.iter().find(|compare| Some(&compare.key) == self.key.as_ref())
+        else {
+            return Ok(());
+        };
+        self.count += 1;
+        let Compare { key, revision } = compare.clone();
+        Err(StoreError::Conflict(Conflict { key, expected: revision, found: revision + 1 }))
     }
 }
 
 /// One server and its registry.
 struct Rig {
     _directory: tempfile::TempDir,
-    store: Refusing,
+    store: Gated,
+    refused: Arc<Mutex<Refused>>,
     shared: bool,
-    server: Server<Refusing>,
+    server: Server<Gated>,
     tasks: JoinSet<anyhow::Result<()>>,
     sessions: JoinSet<anyhow::Result<()>>,
 }
@@ -83,10 +52,14 @@ impl Rig {
     async fn new(shared: bool) -> Rig {
         let directory = tempfile::tempdir().unwrap();
         let store = EmbeddedStore::open(directory.path()).unwrap();
-        let store = Refusing { store, key: Arc::default(), refused: Arc::default() };
+        let refused = Arc::new(Mutex::new(Refused::default()));
+        let store = {
+            let refused = refused.clone();
+            Gated::new(store, move |txn| refused.lock().unwrap().check(txn))
+        };
         let (server, tasks) = begin(&store, shared);
         server.hub().reached(1).await;
-        Rig { _directory: directory, store, shared, server, tasks, sessions: JoinSet::new() }
+        Rig { _directory: directory, store, refused, shared, server, tasks, sessions: JoinSet::new() }
     }
 
     /// A machine's agent, and what it is told first.
@@ -122,11 +95,11 @@ impl Rig {
 
     async fn end(mut self) {
         end(&self.server, &mut self.sessions, &mut self.tasks).await;
-        self.store.store.close().await;
+        self.store.close().await;
     }
 }
 
-fn begin(store: &Refusing, shared: bool) -> (Server<Refusing>, JoinSet<anyhow::Result<()>>) {
+fn begin(store: &Gated, shared: bool) -> (Server<Gated>, JoinSet<anyhow::Result<()>>) {
     let config = ServerConfig {
         machine: machine('1'),
         agent_ttl: TTL,
@@ -142,7 +115,7 @@ fn begin(store: &Refusing, shared: bool) -> (Server<Refusing>, JoinSet<anyhow::R
 }
 
 async fn end(
-    server: &Server<Refusing>,
+    server: &Server<Gated>,
     sessions: &mut JoinSet<anyhow::Result<()>>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) {
@@ -214,7 +187,7 @@ async fn a_decision_that_is_refused_holds_up_no_other_and_is_not_made_again_and_
         let (mut agent, _) = rig.connect(&machine('a')).await;
         rig.launch("a.service", "").await;
         told(&mut agent, "a.service").await;
-        *rig.store.key.lock().unwrap() = Some("unit/b.service".to_owned());
+        rig.refused.lock().unwrap().key = Some("unit/b.service".to_owned());
         // The command would be refused, too.
         rig.write([put_unit(&name("b.service"), &file(""), DesiredState::Launched)]).await;
         for unit in ["x.service", "y.service", "z.service"] {
@@ -223,9 +196,9 @@ async fn a_decision_that_is_refused_holds_up_no_other_and_is_not_made_again_and_
         }
         assert_eq!(rig.place("b.service"), None);
         // Together with what came with it, and alone.
-        let refused = rig.store.refused.load(Ordering::Relaxed);
+        let refused = rig.refused.lock().unwrap().count;
         assert!((1..=2).contains(&refused), "{refused} times");
-        *rig.store.key.lock().unwrap() = None;
+        rig.refused.lock().unwrap().key = None;
         rig.write([put_unit(&name("b.service"), &file(""), DesiredState::Launched)]).await;
         told(&mut agent, "b.service").await;
         rig.end().await;

@@ -2,12 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;
-use crate::server::{Role, Server, ServerConfig, UnitChange};
+use crate::server::{Role, Server, ServerConfig, UnitChange, gated::Gated};
 use fleet_cluster::model::{DesiredState, Machine, MachineId};
 use fleet_link::token::Terms;
 use fleet_link::{Hello, ToAgent};
+use fleet_registry::EmbeddedStore;
 use fleet_registry::records::{MachineRecord, put_machine, put_schedule};
-use fleet_registry::{EmbeddedStore, LeaseId, embedded::EmbeddedWatch};
 use fleet_unit::{UnitFile, UnitName};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -193,34 +193,12 @@ async fn a_record_that_cannot_be_read_is_named_with_its_line() {
 }
 
 /// A store that takes so many more transactions and then is away.
-#[derive(Clone)]
-struct Failing(EmbeddedStore, Arc<AtomicUsize>);
-
-impl Store for Failing {
-    type Watch = EmbeddedWatch;
-    async fn range(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        self.0.range(prefix).await
-    }
-    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        self.0.get(key).await
-    }
-    async fn commit(&self, txn: Txn) -> Result<u64, StoreError> {
-        let left = self.1.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        left.map_err(|_| StoreError::Unavailable("the test says so".to_owned()))?;
-        self.0.commit(txn).await
-    }
-    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        self.0.grant(ttl).await
-    }
-    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.0.keep_alive(lease).await
-    }
-    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.0.revoke(lease).await
-    }
-    async fn watch(&self, prefix: &str, after: u64) -> Result<EmbeddedWatch, StoreError> {
-        self.0.watch(prefix, after).await
-    }
+fn failing(store: &EmbeddedStore, commits: usize) -> Gated {
+    let left = AtomicUsize::new(commits);
+    Gated::new(store.clone(), move |_| {
+        let taken = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        taken.map(drop).map_err(|_| StoreError::Unavailable("the test says so".to_owned()))
+    })
 }
 
 #[tokio::test]
@@ -230,8 +208,8 @@ async fn an_import_that_was_cut_off_is_acted_on_by_nobody_until_it_is_repeated()
     let (archive, _) = export(&from).await.unwrap();
     for commits in 1..5 {
         let (_second, to) = open();
-        let failing = Failing(to.clone(), Arc::new(AtomicUsize::new(commits)));
-        let cut = import(&failing, &archive, false).await.unwrap_err();
+        let store = failing(&to, commits);
+        let cut = import(&store, &archive, false).await.unwrap_err();
         assert!(matches!(cut, TransferError::Store(StoreError::Unavailable(_))), "{cut}");
         assert_eq!(export(&to).await.unwrap_err(), TransferError::Incomplete);
 
@@ -283,8 +261,8 @@ async fn a_server_that_runs_stops_acting_and_is_begun_anew() {
     assert!(matches!(own.receive.recv().await, Some(ToAgent::Snapshot(told)) if told.is_empty()));
 
     // Half of it is there: a machine that is known again already must not hear that it has to hold nothing.
-    let failing = Failing(to.clone(), Arc::new(AtomicUsize::new(2)));
-    import(&failing, &archive, false).await.unwrap_err();
+    let store = failing(&to, 2);
+    import(&store, &archive, false).await.unwrap_err();
     let (other_end, mut other) = fleet_link::local(hello(2));
     let second = serve(other_end);
     until(async || server.is_connected(&machine(2)) && *server.hub().applied().borrow() == 0).await;
