@@ -268,6 +268,20 @@ mod tests {
     }
 
     #[test]
+    fn only_marks_of_these_units_are_taken_away() {
+        let directory = tempfile::tempdir().unwrap();
+        for unit in ["a.service", "b@x\\x2d1.service", "c.service"] {
+            std::fs::write(directory.path().join(unit), "").unwrap();
+        }
+        let units =
+            ["a.service", "b@x\\x2d1.service", "gone.service"].map(|unit| UnitName::parse(unit).unwrap());
+        unmark(directory.path(), &units.iter().collect::<Vec<_>>());
+        let left: Vec<_> =
+            std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["c.service"]);
+    }
+
+    #[test]
     fn the_alarm_wakes_at_its_time_and_when_something_changes() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("guard");
