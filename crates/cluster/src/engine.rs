@@ -164,7 +164,7 @@ pub struct Engine {
     /// Units that were taken off machines being drained and are on their way, by those machines.
     on_the_way: BTreeMap<MachineId, BTreeSet<UnitName>>,
     /// The decisions made last, which come back as changes.
-    proposed: HashMap<UnitName, Option<MachineId>>,
+    proposed: HashMap<UnitName, Proposed>,
     replacement_epoch: u64,
 }
 
@@ -192,6 +192,20 @@ fn rank(view: &View, name: &UnitName) -> usize {
         level = known.flat_map(|(_, unit)| &unit.requirements.machine_of).map(String::as_str).collect();
     }
     rank
+}
+
+/// A place that a unit is to get, or is to lose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Proposed {
+    to: Option<MachineId>,
+    /// The revision of the unit's record that was decided from.
+    unit: Revision,
+}
+
+impl Proposed {
+    fn is(&self, id: &MachineId, unit: Revision) -> bool {
+        self.to.as_ref() == Some(id) && self.unit == unit
+    }
 }
 
 impl Engine {
@@ -329,7 +343,12 @@ impl Engine {
                 break;
             }
         }
-        self.proposed = batch.plan.into_moved();
+        let moved = batch.plan.into_moved().into_iter();
+        let proposed = |(name, to)| {
+            let unit = view.unit(&name).map_or(0, |unit| unit.revision);
+            (name, Proposed { to, unit })
+        };
+        self.proposed = moved.map(proposed).collect();
         batch.decisions
     }
 
@@ -363,7 +382,7 @@ impl Engine {
             self.replacement_epoch = view.replacement_epoch();
             return;
         }
-        for (name, to) in &proposed {
+        for (name, Proposed { to, .. }) in &proposed {
             let place = view.place(name).map(|(id, _)| id);
             if place == to.as_ref() {
                 continue;
@@ -390,8 +409,9 @@ impl Engine {
                 self.marked.extend(view.followers(&name).cloned());
                 let site = view.site(&id);
                 let held = site.held.contains(&name);
-                let own = proposed.get(&name).is_some_and(|to| to.as_ref() == Some(&id));
-                // What was decided just now fits already.
+                let revision = view.unit(&name).map_or(0, |unit| unit.revision);
+                let own = proposed.get(&name).is_some_and(|own| own.is(&id, revision));
+                // What was decided just now fits already. Unless it has another file by now: that may leave room for others.
                 if !(held && own) {
                     self.room.insert(id.clone());
                     self.marked.extend(site.picky.iter().cloned());

@@ -534,6 +534,21 @@ fn what_stood_on_a_decision_that_was_dropped_is_decided_anew() {
     check_rest(&cluster).unwrap();
 }
 
+/// A decision and a change of the same unit that is made before the decision is in the view are noted together.
+#[test]
+fn a_unit_that_changes_while_it_is_placed_leaves_room() {
+    let mut cluster = Cluster::with_machines([1]);
+    cluster.start("a.service", "Conflicts=b*");
+    cluster.start("b.service", "");
+    let decisions = cluster.engine.decide(&cluster.view, cluster.now, usize::MAX);
+    assert_eq!((decisions.len(), decisions[0].unit.as_str()), (1, "a.service"));
+    cluster.commit(&decisions);
+    cluster.start("a.service", "");
+    cluster.settle();
+    assert_eq!(cluster.at("b.service"), Some(1));
+    check_rest(&cluster).unwrap();
+}
+
 #[test]
 fn all_is_looked_at_anew_now_and_then_where_that_is_asked_for() {
     const EVERY: Time = Time::from_secs(2);
