@@ -39,6 +39,7 @@
 //! | launched | any             | with another hash | live               | Stop |
 //! | launched | any             | with another hash | not live           | Release |
 //! | launched | another hash    | no, begun        | live                | Stop: it runs an older file |
+//! | launched | another hash    | begun            | not live            | Stop: a start of the older file may be waiting |
 //! | loaded, launched | another text, unsure | any | any                 | Install |
 //! | loaded   | this text       | no               | any                 | Rest: what a timer or socket started is left alone |
 //! | launched | this text       | with this hash   | any                 | Rest: whether it runs, failed or ended is reported, not changed |
@@ -157,7 +158,8 @@ fn next_wanted(wanted: &Wanted, observed: &Observed) -> Step {
     }
     if observed.unsure || observed.text.as_deref() != Some(wanted.file.text()) {
         let outdated = launch && observed.launched.is_none() && hash_here(wanted, observed) != Some(hash);
-        return if outdated && state.is_live() { Step::Stop } else { Step::Install };
+        let may_run = state.is_live() || observed.begun;
+        return if outdated && may_run { Step::Stop } else { Step::Install };
     }
     if !launch || observed.launched.is_some() {
         return Step::Rest;
