@@ -38,7 +38,7 @@ impl<S: Store> Server<S> {
                 () = self.cancel.cancelled() => return Ok(()),
                 id = self.peers.next_removed() => id,
             };
-            while let Err(error) = self.end_presence(&id).await {
+            while let Some(Err(error)) = self.cancel.run_until_cancelled(self.end_presence(&id)).await {
                 match error {
                     MembershipError::Store(error) if error.may_pass() => {
                         self.trouble("ending the presence of a machine that was removed", &error);
@@ -133,12 +133,12 @@ impl<S: Store> Session<'_, S> {
         Ok(())
     }
 
-    /// All units that may run there, or may be started by what it was told last.
+    /// All units that may run there, or may be started by what it was told last; also those of which its word did not count before.
     fn ask_all_releases(&self) -> BTreeSet<UnitName> {
         let view = self.server.hub.view();
         let id = &self.hello.id;
         let known = view.scheduled_on(id).chain(view.leaving_from(id)).chain(view.reported_on(id));
-        known.chain(&self.ever_told).chain(self.reports.keys()).cloned().collect()
+        known.chain(&self.ever_told).chain(self.reports.keys()).chain(&self.left_out).cloned().collect()
     }
 
     /// Takes reports until there are none left, and nothing of which it was asked runs; false when the machine is gone before that.

@@ -324,6 +324,9 @@ impl<S: Store> Server<S> {
         txn: &mut Txn,
         id: &MachineId,
     ) -> Result<Option<LeaseId>, MembershipError> {
+        // Which servers are there, and what may run on the machine, must not be what was so long ago.
+        let now = self.store.barrier().await?;
+        self.hub.reached(now).await;
         let Some(presence) = self.store.get(&presence_key(id)).await? else { return Ok(None) };
         let record: PresenceRecord = read(&presence)?;
         if !self.may_end_presence(id, record.server.as_ref()) {

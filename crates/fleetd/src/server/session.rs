@@ -34,6 +34,8 @@ const ASK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Pieces of an answer under way to a reader.
 const ANSWER_QUEUE: usize = 16;
+/// Of so many units it is remembered that a machine reported them, which were none of its business.
+const MOST_LEFT_OUT: usize = 1000;
 
 /// The way to ask an agent.
 #[derive(Clone, Debug)]
@@ -108,7 +110,7 @@ impl<S: Store> Server<S> {
             told: BTreeMap::new(),
             ever_told: BTreeSet::new(),
             peer: end.peer,
-            stranger: false,
+            left_out: BTreeSet::new(),
             untold: BTreeSet::new(),
             told_servers: 0,
             reports: BTreeMap::new(),
@@ -180,8 +182,8 @@ pub(super) struct Session<'a, S: Store> {
     pub(super) ever_told: BTreeSet<UnitName>,
     /// Where it connects from; `None` for this machine's own.
     peer: Option<SocketAddr>,
-    /// Whether it was complained about that it reports what is none of its business.
-    stranger: bool,
+    /// What it reported though that is none of its business, as far as it is remembered.
+    pub(super) left_out: BTreeSet<UnitName>,
     /// Units to look at again when the view has the machine.
     untold: BTreeSet<UnitName>,
     /// Which servers there are the agent was told of, by the number that these have.
@@ -364,10 +366,12 @@ impl<S: Store> Session<'_, S> {
         let may = self.dismissed
             || self.ever_told.contains(name)
             || self.server.hub.view().reports_of(name).any(|(machine, _)| machine == id);
-        if !may && !self.stranger {
-            self.stranger = true;
+        if !may && self.left_out.is_empty() {
             let from = self.peer.map(|peer| format!(" at {peer}")).unwrap_or_default();
             warn!(machine = %id, "machine {id}{from} reports units that are not placed on it, such as {name}; that is left out");
+        }
+        if !may && self.left_out.len() < MOST_LEFT_OUT {
+            self.left_out.insert(name.clone());
         }
         may
     }
