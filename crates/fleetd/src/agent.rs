@@ -277,6 +277,7 @@ impl<S: Systemd> Agent<S> {
                     Some(Notice::Units(names)) => self.look_again(names),
                     Some(Notice::All) => {
                         self.look_again(self.slots.keys().cloned().collect());
+                        self.end_all_holds();
                         self.tend_missed_guard().await;
                     }
                     None => {
@@ -472,6 +473,16 @@ impl<S: Systemd> Agent<S> {
             }
             None => false,
         });
+    }
+
+    /// Systemd can be reached again: what failed is mostly what could not be asked of it, and waits no longer.
+    fn end_all_holds(&mut self) {
+        for name in std::mem::take(&mut self.held) {
+            if let Some(slot) = self.slots.get_mut(&name) {
+                slot.hold = None;
+                self.dirty.insert(name);
+            }
+        }
     }
 
     /// Carries out steps until every unit rests or has a job under way.
