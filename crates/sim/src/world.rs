@@ -344,8 +344,12 @@ impl World {
             self.happen(event)?;
         }
         for host in 0..self.hosts.len() {
-            lock(&self.hosts[host].machine).run_to(self.now);
-            if self.hosts[host].process.as_ref().is_some_and(Process::is_paused) {
+            let is_away = {
+                let mut machine = lock(&self.hosts[host].machine);
+                machine.run_to(self.now);
+                machine.away
+            };
+            if is_away || self.hosts[host].process.as_ref().is_some_and(Process::is_paused) {
                 self.oracle.stalls(self.now, host);
             }
             self.take_facts(host);

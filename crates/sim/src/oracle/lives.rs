@@ -14,7 +14,7 @@ impl Oracle {
         }
     }
 
-    /// A host is paused, suspended, or cut off a server.
+    /// A host is paused, suspended, cut off a server, or can't reach its systemd.
     pub(crate) fn stalls(&mut self, now: Time, host: usize) {
         let stalled = self.stalled.entry(host).or_insert((now, now));
         if stalled.1 + NEWS < now {
@@ -198,7 +198,12 @@ impl Oracle {
             |want: &Want| matches!(want, Some((wanted, DesiredState::Launched)) if Some(*wanted) == hash);
         // A Global unit may have to go where one that can't be read does not want it.
         let blind = self.is_blind(now) && self.globals.contains(name) && !self.unreadable.contains(name);
-        if !self.was_dropped(host, name, started, wanted) && !self.fenced(now, host, name) && !blind {
+        // What a machine that is removed is told may be on its way until it has joined again, and longer if it could not hear it.
+        let id = &self.ids[host];
+        let heard = self.heard_from(host, now);
+        let removed = self.removed.contains(id) || self.let_go.get(id).is_some_and(|at| *at > heard);
+        let excused = removed || blind || self.fenced(now, host, name);
+        if !excused && !self.was_dropped(host, name, started, wanted) {
             self.violate(now, "G2", format!("{name} was stopped on host {host} without a decision"));
         }
     }
