@@ -23,7 +23,7 @@ fn seeds_of_the_other_half_are_clean() {
 
 /// Seeds that once ended in a violation, and what it was. What happens in a seed changes with the simulator: what was found wrong in
 /// fleet has a test or a deliberate mistake of its own, and these show that the checks do not complain of what is right.
-const ONCE: [(u64, &str); 29] = [
+const ONCE: [(u64, &str); 36] = [
     (9, "a unit whose note could not be written was started again"),
     (16, "a suspended machine's clock drifted from that of its fleetd"),
     (131, "a unit that is Global meanwhile was to say that it had stopped"),
@@ -71,6 +71,13 @@ const ONCE: [(u64, &str); 29] = [
         3_100_024_739,
         "a unit was destroyed, and came back without OnIsolation=stop, before its machine heard of it",
     ),
+    (3_200_087_220, "a server that followed late ended the presence of a removed machine that had a session"),
+    (3_200_109_856, "a start of an older file that was waiting was taken for one of the new file"),
+    (3_200_124_133, "a removed machine was told to stop its units as it joined again"),
+    (3_200_129_959, "what was due could be stopped only when systemd could be reached again"),
+    (3_300_101_110, "a removed machine still stopped a unit that was none of its business any more"),
+    (3_300_109_442, "a suspended machine heard of its removal when it had joined again"),
+    (3_300_135_708, "room was not offered that a unit left which changed while it was placed"),
 ];
 
 #[test]

@@ -252,6 +252,8 @@ impl<'h> Checker<'h> {
                 && fault.end.is_none_or(|end| end >= before.start)
         }) || self.about(unit).any(|command| self.is_within(command, since, at))
             || self.is_told_otherwise(before, since, at)
+            // It was not to run there at first, and came back.
+            || self.known_at(unit, since).is_some_and(|known| self.is_otherwise(before, known))
             || self.is_fenced(before, at)
             || self.is_moved_by_machines(run, since, at)
             || self.may_be_unseen(unit, host, since, at)
@@ -259,14 +261,17 @@ impl<'h> Checker<'h> {
 
     /// Whether a server said, of the unit of a run, that it is not to run there, or not from that file.
     fn is_told_otherwise(&self, run: &Run, since: Millis, at: Millis) -> bool {
+        self.told(&run.unit, since, at + LAG).any(|known| self.is_otherwise(run, known))
+    }
+
+    /// Whether this says of the unit of a run that it is not to run there, or not from that file.
+    fn is_otherwise(&self, run: &Run, known: Option<&Known>) -> bool {
         let hash = self.file_of_run(run).map(|(hash, _)| hash);
         let global = self.file_of_run(run).is_some_and(|(_, file)| file.global);
-        self.told(&run.unit, since, at + LAG).any(|known| {
-            known.is_none_or(|known| {
-                (known.machine != Some(run.host) && !global)
-                    || known.desired != "launched"
-                    || hash.is_none_or(|hash| hash != known.hash)
-            })
+        known.is_none_or(|known| {
+            (known.machine != Some(run.host) && !global)
+                || known.desired != "launched"
+                || hash.is_none_or(|hash| hash != known.hash)
         })
     }
 

@@ -263,6 +263,14 @@ fn what_was_before_a_rest_is_no_reason() {
     };
     moved().fine();
     rest(moved(), 49.0).found("G2", "taken");
+    // It was nowhere at the rest, and comes back.
+    let back = story()
+        .give(19.0, Effect::Machines, Outcome::Acknowledged { revision: None })
+        .seen(20.0, 6, "h1", "launched", None)
+        .stop(20.5)
+        .seen(50.0, 7, "h1", "launched", Some(0))
+        .run(0, "one", 50.1, None);
+    rest(back, 40.0).fine();
 }
 
 #[test]
