@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 /// How many seeds are tried; for each mistake far more than it takes, so that it is also found when other code changes what
 /// happens in a seed.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 400;
 
 fn find(mutation: Mutation, checks: &[&str]) {
     let options = Options { mutation: Some(mutation), focus: true, ..Options::default() };
