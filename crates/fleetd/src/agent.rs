@@ -277,7 +277,8 @@ impl<S: Systemd> Agent<S> {
                     Some(Notice::Units(names)) => self.look_again(names),
                     Some(Notice::All) => {
                         self.look_again(self.slots.keys().cloned().collect());
-                        self.end_all_holds();
+                        // What failed is mostly what could not be asked of systemd; no unit is held for longer than that.
+                        self.end_holds(Instant::now() + RETRY.1);
                         self.tend_missed_guard().await;
                     }
                     None => {
@@ -462,10 +463,11 @@ impl<S: Systemd> Agent<S> {
         self.dirty.append(&mut self.gathered);
     }
 
-    fn end_holds(&mut self, now: Instant) {
+    /// Units that are held until then, or less long, are looked at.
+    fn end_holds(&mut self, by: Instant) {
         let (slots, dirty) = (&mut self.slots, &mut self.dirty);
         self.held.retain(|name| match slots.get_mut(name) {
-            Some(slot) if slot.hold.is_some_and(|until| until > now) => true,
+            Some(slot) if slot.hold.is_some_and(|until| until > by) => true,
             Some(slot) => {
                 slot.hold = None;
                 dirty.insert(name.clone());
@@ -473,16 +475,6 @@ impl<S: Systemd> Agent<S> {
             }
             None => false,
         });
-    }
-
-    /// Systemd can be reached again: what failed is mostly what could not be asked of it, and waits no longer.
-    fn end_all_holds(&mut self) {
-        for name in std::mem::take(&mut self.held) {
-            if let Some(slot) = self.slots.get_mut(&name) {
-                slot.hold = None;
-                self.dirty.insert(name);
-            }
-        }
     }
 
     /// Carries out steps until every unit rests or has a job under way.

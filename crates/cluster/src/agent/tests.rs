@@ -392,6 +392,10 @@ fn a_start_of_which_the_end_is_not_known() {
     // It may wait in systemd for another unit, which a stop ends.
     assert_eq!(next(Some(&loaded), &of("inactive", true)), Step::Stop);
     assert_eq!(next(None, &of("inactive", true)), Step::Stop);
+    // Also where another file is wanted by now, but not where that differs in comments only.
+    assert_eq!(next(Some(&wanted(2, DesiredState::Launched)), &of("inactive", true)), Step::Stop);
+    assert_eq!(next(Some(&wanted(2, DesiredState::Launched)), &of("inactive", false)), Step::Install);
+    assert_eq!(next(Some(&wanted(1, DesiredState::Launched)), &of("inactive", true)), Step::Install);
     // It may never have reached systemd.
     assert_eq!(next(Some(&launched), &of("inactive", true)), Step::Start(hash));
     assert_eq!(report(Some(&launched), &of("activating", true), None).unwrap().current, CurrentState::Loaded);
