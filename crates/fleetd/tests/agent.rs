@@ -398,6 +398,26 @@ async fn what_another_fleet_left_goes_on_until_it_is_wanted() {
     assert!(rig.systemd.has_file(&other));
 }
 
+/// Another unit refers to it: systemd knows it as it was before its file was taken away.
+#[tokio::test(start_paused = true)]
+async fn a_new_unit_that_systemd_remembers_is_read_anew() {
+    for state in [DesiredState::Loaded, DesiredState::Launched] {
+        let systemd = MemorySystemd::default();
+        let unit = name("a.service");
+        systemd.keep(&unit, Some("[Service]\nExecStart=/bin/false\n"));
+        let mut rig = Rig::new(systemd).await;
+        rig.snapshot(&[("a.service", wanted(SLEEP, state)), ("b.service", wanted(SLEEP, state))]).await;
+        rig.until("there", |r| {
+            let is_there = |r: &UnitReport| r.current != CurrentState::Inactive;
+            r.len() == 2 && r.values().all(is_there)
+        })
+        .await;
+        assert_eq!(rig.systemd.loaded(&unit).as_deref(), Some(SLEEP));
+        assert_eq!(rig.systemd.reloads(), 1);
+        rig.end().await;
+    }
+}
+
 /// A fleetd was ended after it had written a file, and before it had had systemd read it.
 #[tokio::test(start_paused = true)]
 async fn a_restarted_fleetd_has_systemd_read_what_was_written() {

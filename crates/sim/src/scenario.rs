@@ -179,7 +179,7 @@ impl Scenario {
         }
     }
 
-    /// One that is drawn from these; `versions`: for what is older; `waits`: for what starts wait for.
+    /// One that is drawn from these; `versions`: for what is older; `waits`: for what units have to do with each other.
     pub(crate) fn new(rng: &mut Rng, versions: &mut Rng, waits: &mut Rng) -> Self {
         let shared = rng.chance(0.6);
         // Of the faults each seed has a few, so that each is also seen without the others.
@@ -212,6 +212,7 @@ impl Scenario {
                 fails: rare(rng, 0.3),
                 slow: rare(rng, 0.5),
                 waits: if waits.chance(0.4) { 0.5 * waits.fraction() } else { 0.0 },
+                kept: if waits.chance(0.3) { waits.fraction() } else { 0.0 },
                 hangs: rare(rng, 0.2),
                 stop_timeout: Duration::from_secs(*rng.pick(&[5, 20, 90])),
                 trouble: rare(rng, 0.02),

@@ -79,6 +79,8 @@ pub(crate) struct Manners {
     pub(crate) slow: f64,
     /// How likely a start waits for another unit first.
     pub(crate) waits: f64,
+    /// How likely another unit refers to one that ends, which stays in memory therefore.
+    pub(crate) kept: f64,
     /// How likely a unit does not stop until it is killed.
     pub(crate) hangs: f64,
     /// How long a stop may take until systemd kills.
@@ -317,7 +319,7 @@ impl Machine {
                 continue;
             }
             unit.phase = phase;
-            if phase == Phase::Inactive {
+            if phase == Phase::Inactive && !(self.manners.kept > 0.0 && self.rng.chance(self.manners.kept)) {
                 unit.loaded = None;
             }
             if let Some(wait) = unit.awaited.take() {
@@ -594,6 +596,11 @@ impl Systemd for SimSystemd {
                     }
                     let live = unit.phase.is_live();
                     machine.facts.push(Fact::Removed { unit: name.clone(), live });
+                }
+                // What is still in memory could be started by others.
+                if units.iter().any(|name| machine.units.get(name).is_some_and(|unit| unit.loaded.is_some()))
+                {
+                    machine.reload();
                 }
                 Ok(())
             })

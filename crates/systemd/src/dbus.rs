@@ -391,13 +391,36 @@ impl SystemdHost {
         Ok(loaded)
     }
 
-    async fn needs_reload(&self, bus: &Bus, unit: &UnitName) -> Result<bool, Error> {
+    /// Reloads systemd's configuration if one of the units gives reason to; says whether it did.
+    async fn reload_for(&self, bus: &Bus, units: &[UnitName], reason: Reason) -> Result<bool, Error> {
+        // The first that needs it is enough.
+        for some in self.known(bus, units).await?.chunks(SINGLE_LOOK_UPS) {
+            for needed in join_all(some.iter().map(|unit| self.needs_reload(bus, unit, reason))).await {
+                match needed {
+                    Ok(true) => {
+                        bus.call(bus.manager.reload()).await?;
+                        return Ok(true);
+                    }
+                    Ok(false) => {}
+                    // One that systemd dropped meanwhile is read afresh when it is needed.
+                    Err(Error::Refused(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    async fn needs_reload(&self, bus: &Bus, unit: &UnitName, reason: Reason) -> Result<bool, Error> {
         let unit = UnitProxy::builder(&bus.connection)
             .path(path::of_unit(unit.as_str()))
             .cache_properties(CacheProperties::No)
             .build()
             .await?;
-        bus.call(unit.need_daemon_reload()).await
+        match reason {
+            Reason::Changed => bus.call(unit.need_daemon_reload()).await,
+            Reason::Removed => Ok(bus.call(unit.load_state()).await? != "not-found"),
+        }
     }
 
     /// Whether the unit's last start was refused for coming too often (StartLimitBurst=).
@@ -452,6 +475,15 @@ struct Prepared {
     /// Links of the old text have to go first.
     disable: bool,
     link: Linking,
+}
+
+/// What systemd's configuration is reloaded for.
+#[derive(Clone, Copy)]
+enum Reason {
+    /// A unit in memory was read from an older file.
+    Changed,
+    /// A unit is in memory whose link is gone.
+    Removed,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -571,6 +603,28 @@ impl Systemd for SystemdHost {
         };
         let names: Vec<&UnitName> = units.iter().collect();
         let mut results = self.disable(&bus, &names).await;
+        // systemd keeps failed units in memory, and drops the others by itself, ...
+        match bus.call(bus.manager.list_units_filtered(&["failed"])).await {
+            Ok(failed) => {
+                let failed: BTreeSet<&str> = failed.iter().map(|unit| unit.0.as_str()).collect();
+                let ours = units.iter().filter(|unit| failed.contains(unit.as_str()));
+                join_all(ours.map(|unit| reset_failed(&bus, &self.changes, unit))).await;
+            }
+            Err(error) => tracing::warn!(%error, "can't find out which units are failed"),
+        }
+        // ... but not those that others refer to: the next elapse of a timer would start one again. Their files are there
+        // until they are forgotten, so that whoever finds them after a crash removes them anew.
+        let (gone, unlinked): (Vec<usize>, Vec<UnitName>) = units
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| results[*i].is_ok())
+            .map(|(i, unit)| (i, unit.clone()))
+            .unzip();
+        if let Err(error) = self.reload_for(&bus, &unlinked, Reason::Removed).await {
+            for i in gone {
+                results[i] = Err(error.clone());
+            }
+        }
         let work = {
             let (units, unlinked) = (units.to_vec(), results.clone());
             move |directories: &Directories| {
@@ -585,15 +639,6 @@ impl Systemd for SystemdHost {
             Ok(results) => results,
             Err(error) => return vec![Err(error); units.len()],
         };
-        // systemd keeps failed units in memory, and drops the others by itself.
-        match bus.call(bus.manager.list_units_filtered(&["failed"])).await {
-            Ok(failed) => {
-                let failed: BTreeSet<&str> = failed.iter().map(|unit| unit.0.as_str()).collect();
-                let ours = units.iter().filter(|unit| failed.contains(unit.as_str()));
-                join_all(ours.map(|unit| reset_failed(&bus, &self.changes, unit))).await;
-            }
-            Err(error) => tracing::warn!(%error, "can't find out which units are failed"),
-        }
         for (unit, result) in units.iter().zip(&results) {
             if result.is_ok() {
                 self.changes.forget(unit);
@@ -607,22 +652,7 @@ impl Systemd for SystemdHost {
             return Ok(false);
         }
         let bus = self.bus().await?;
-        // The first that needs it is enough.
-        for some in self.known(&bus, units).await?.chunks(SINGLE_LOOK_UPS) {
-            for needed in join_all(some.iter().map(|unit| self.needs_reload(&bus, unit))).await {
-                match needed {
-                    Ok(true) => {
-                        bus.call(bus.manager.reload()).await?;
-                        return Ok(true);
-                    }
-                    Ok(false) => {}
-                    // One that systemd dropped meanwhile is read afresh when it is needed.
-                    Err(Error::Refused(_)) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(false)
+        self.reload_for(&bus, units, Reason::Changed).await
     }
 
     async fn start(&self, unit: &UnitName) -> Result<JobResult, Error> {

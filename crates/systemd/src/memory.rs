@@ -27,6 +27,8 @@ pub enum Behaviour {
 struct Unit {
     file: Option<Arc<str>>,
     loaded: Option<Arc<str>>,
+    /// Another unit refers to it: it stays loaded.
+    kept: bool,
     active: Phase,
     start: Behaviour,
     stop: Behaviour,
@@ -58,6 +60,15 @@ struct Inner {
     away: Option<String>,
     reloads: usize,
     notices: Option<mpsc::Receiver<Notice>>,
+}
+
+impl Inner {
+    fn reload(&mut self) {
+        self.reloads += 1;
+        for unit in self.units.values_mut() {
+            unit.loaded = unit.loaded.as_ref().and(unit.file.clone());
+        }
+    }
 }
 
 /// A systemd in memory. Clones share it: keep one to play the machine.
@@ -110,6 +121,19 @@ impl MemorySystemd {
     /// Makes installing a unit fail, or work again.
     pub fn refuse_install(&self, unit: &UnitName, error: Option<Error>) {
         self.edit(unit, |unit| unit.refuse_install = error);
+    }
+
+    /// Another unit refers to this one, which stays in memory from now on, with this text if it is not there yet.
+    pub fn keep(&self, unit: &UnitName, text: Option<&str>) {
+        self.edit(unit, |unit| {
+            unit.kept = true;
+            unit.loaded = unit.loaded.take().or(text.map(Arc::from));
+        });
+    }
+
+    /// The text of a unit that systemd has in memory.
+    pub fn loaded(&self, unit: &UnitName) -> Option<Arc<str>> {
+        self.lock().units.get(unit)?.loaded.clone()
     }
 
     /// Takes systemd out of reach for this reason, or brings it back.
@@ -250,11 +274,17 @@ impl Systemd for MemorySystemd {
                 unit.file = None;
                 if unit.active == Phase::Failed {
                     unit.active = Phase::Inactive;
+                    unit.loaded.take_if(|_| !unit.kept);
                 }
             });
             Ok(())
         };
-        let results = units.iter().map(remove).collect();
+        let results: Vec<_> = units.iter().map(remove).collect();
+        let mut inner = self.lock();
+        if units.iter().any(|name| inner.units.get(name).is_some_and(|unit| unit.loaded.is_some())) {
+            inner.reload();
+        }
+        drop(inner);
         self.changed.notify_waiters();
         results
     }
@@ -267,10 +297,7 @@ impl Systemd for MemorySystemd {
         };
         let needed = units.iter().any(outdated);
         if needed {
-            inner.reloads += 1;
-            for unit in inner.units.values_mut() {
-                unit.loaded = unit.loaded.as_ref().and(unit.file.clone());
-            }
+            inner.reload();
         }
         Ok(needed)
     }
@@ -319,7 +346,7 @@ impl Systemd for MemorySystemd {
         }
         self.edit(name, |unit| {
             unit.active = Phase::Inactive;
-            unit.loaded = None;
+            unit.loaded.take_if(|_| !unit.kept);
         });
         self.notify(name);
         Ok(JobResult::Done)
@@ -328,9 +355,10 @@ impl Systemd for MemorySystemd {
     async fn in_memory(&self, units: &[UnitName]) -> Result<BTreeSet<UnitName>, Error> {
         self.reachable()?;
         let inner = self.lock();
-        let lives =
-            |name: &&UnitName| inner.units.get(*name).is_some_and(|unit| words(unit.active).0 != "inactive");
-        Ok(units.iter().filter(lives).cloned().collect())
+        let is_there = |name: &&UnitName| {
+            inner.units.get(*name).is_some_and(|unit| unit.loaded.is_some() || unit.active != Phase::Inactive)
+        };
+        Ok(units.iter().filter(is_there).cloned().collect())
     }
 
     async fn states(&self, units: &[UnitName]) -> Result<BTreeMap<UnitName, State>, Error> {

@@ -363,6 +363,40 @@ host_tests! {
         }
     }
 
+    /// A timer refers to its service, which stays in memory: it must not start what was removed.
+    async fn a_removed_unit_is_not_started_by_others() {
+        let host = connect().await;
+        let noted = |what: &str| format!("[Service]\nType=oneshot\nExecStart=/bin/bash -c 'echo {what} >> /run/ticks'\n");
+        let tick = name("tick.service");
+        let timer = "[Timer]\nOnActiveSec=50ms\nOnUnitInactiveSec=50ms\nAccuracySec=1ms\n";
+        install(&host, &[unit("tick.service", &noted("one")), unit("tick.timer", timer)]).await;
+        assert_eq!(host.start(&name("tick.timer")).await, Ok(JobResult::Done));
+        while sh("wc -l < /run/ticks").parse::<u32>().is_ok_and(|ticks| ticks < 3) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // One that nobody refers to, and one that failed, take no reload.
+        install(&host, &[unit("plain.service", SLEEP), unit("bad.service", "[Service]\nExecStart=/bin/false\n")]).await;
+        let others = [name("plain.service"), name("bad.service")];
+        for other in &others {
+            host.start(other).await.unwrap();
+        }
+        assert_eq!(host.stop(&others[0]).await, Ok(JobResult::Done));
+        assert_eq!(host.remove(&others).await, [Ok(()), Ok(())]);
+        assert_eq!(reloads(), 0);
+
+        assert_eq!(host.stop(&tick).await, Ok(JobResult::Done));
+        assert_eq!(host.remove(std::slice::from_ref(&tick)).await, [Ok(())]);
+        assert_eq!(reloads(), 1);
+        let refused = sh("systemctl start tick.service 2>&1 || true");
+        assert!(refused.contains("not found"), "{refused}");
+        // Given back with another text it runs with that.
+        sh("rm /run/ticks");
+        install(&host, &[unit("tick.service", &noted("two"))]).await;
+        host.reload_if_needed(std::slice::from_ref(&tick)).await.unwrap();
+        assert_eq!(host.start(&tick).await, Ok(JobResult::Done));
+        assert_eq!(sh("sort -u /run/ticks"), "two");
+    }
+
     async fn starts_that_fail() {
         let host = connect().await;
         let failing = "[Service]\nType=oneshot\nExecStart=/bin/bash -c 'echo try >> /run/tries; false'\n";

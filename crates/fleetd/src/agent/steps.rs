@@ -197,6 +197,15 @@ impl<S: Systemd> Agent<S> {
                 }
             }
         }
+        // What was not here before can be in systemd's memory all the same: another unit refers to it, and it is known as it
+        // was before somebody took its file away.
+        match self.systemd.in_memory(&new).await {
+            Ok(known) => {
+                new.retain(|name| !known.contains(name));
+                changed.extend(known);
+            }
+            Err(_) => changed.append(&mut new),
+        }
         if !changed.is_empty() {
             match self.systemd.reload_if_needed(&changed).await {
                 Ok(reloaded) => debug!(reloaded, "{} unit files changed", changed.len()),
@@ -211,22 +220,17 @@ impl<S: Systemd> Agent<S> {
                 }
             }
         }
-        self.know_new(new).await;
+        self.know_new(new);
         self.tell_timeouts(&names).await;
     }
 
-    /// Finds out without loading them which units that were just written, and are to be started, are certainly inactive. The
-    /// start loads them; asking for their states would do so once more.
-    async fn know_new(&mut self, mut names: Vec<UnitName>) {
+    /// Takes units that were just written, are not in systemd's memory and are to be started for what they certainly are:
+    /// inactive. The start loads them; asking for their states would do so once more.
+    fn know_new(&mut self, mut names: Vec<UnitName>) {
         let launched = |wanted: &Wanted| wanted.state == DesiredState::Launched;
         names.retain(|name| self.wanted.as_ref().and_then(|wanted| wanted.get(name)).is_some_and(launched));
-        if names.is_empty() {
-            return;
-        }
-        // What fails here fails again when the states are asked, and is reported then.
-        let Ok(known) = self.systemd.in_memory(&names).await else { return };
-        for name in names.iter().filter(|name| !known.contains(*name)) {
-            if let Some(slot) = self.slots.get_mut(name) {
+        for name in names {
+            if let Some(slot) = self.slots.get_mut(&name) {
                 let [load, active, sub] = ["loaded", "inactive", "dead"].map(str::to_owned);
                 slot.observed.systemd = Some(SystemdState { load, active, sub });
             }

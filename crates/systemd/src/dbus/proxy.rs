@@ -62,4 +62,7 @@ pub(super) trait Manager {
 pub(super) trait Unit {
     #[zbus(property(emits_changed_signal = "false"))]
     fn need_daemon_reload(&self) -> zbus::Result<bool>;
+    /// `loaded`, `not-found`, `bad-setting`, …
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn load_state(&self) -> zbus::Result<String>;
 }
