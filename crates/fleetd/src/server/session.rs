@@ -112,6 +112,7 @@ impl<S: Store> Server<S> {
             peer: end.peer,
             left_out: BTreeSet::new(),
             untold: BTreeSet::new(),
+            crowded: false,
             told_servers: 0,
             reports: BTreeMap::new(),
             complete: false,
@@ -172,6 +173,11 @@ pub(super) async fn at(time: Option<Instant>) {
     }
 }
 
+/// Ends when there is room in an agent's queue, or the agent is gone.
+async fn room(send: &mpsc::Sender<ToAgent>) {
+    let _ = send.reserve().await;
+}
+
 pub(super) struct Session<'a, S: Store> {
     pub(super) server: &'a Server<S>,
     pub(super) hello: Hello,
@@ -184,8 +190,10 @@ pub(super) struct Session<'a, S: Store> {
     peer: Option<SocketAddr>,
     /// What it reported though that is none of its business, as far as it is remembered.
     pub(super) left_out: BTreeSet<UnitName>,
-    /// Units to look at again when the view has the machine.
+    /// Units to look at again when the view has the machine, and the agent has taken some of what it was told before.
     untold: BTreeSet<UnitName>,
+    /// Whether its queue had no room for what changed last.
+    crowded: bool,
     /// Which servers there are the agent was told of, by the number that these have.
     told_servers: u64,
     pub(super) reports: BTreeMap<UnitName, UnitReport>,
@@ -265,7 +273,12 @@ impl<S: Store> Session<'_, S> {
                 () = removed.cancelled() => return self.dismiss(receive, beats).await,
                 Some(beat) = beats.recv() => self.beat(beat, mailbox).await,
                 () = mailbox.wait() => {
-                    if !self.tell(mailbox.take()).await {
+                    if !self.tell(mailbox.take()) {
+                        return Ok(());
+                    }
+                }
+                () = room(&self.send), if self.crowded => {
+                    if !self.tell(BTreeSet::new()) {
                         return Ok(());
                     }
                 }
@@ -418,8 +431,24 @@ impl<S: Store> Session<'_, S> {
 
     /// Sends what changed of these units; false when the agent is gone. While the view does not have the machine
     /// (its presence ran out) nothing is said: that the machine seems gone is no reason to stop anything on it.
-    async fn tell(&mut self, names: BTreeSet<UnitName>) -> bool {
+    ///
+    /// Never waits for an agent that has much to do: it may be waiting itself for its reports to be taken. What changes until it has
+    /// room is told as one.
+    fn tell(&mut self, names: BTreeSet<UnitName>) -> bool {
         self.untold.extend(names);
+        if self.untold.is_empty() {
+            self.crowded = false;
+            return true;
+        }
+        let permit = match self.send.try_reserve() {
+            Ok(permit) => permit,
+            Err(mpsc::error::TrySendError::Full(())) => {
+                self.crowded = true;
+                return true;
+            }
+            Err(mpsc::error::TrySendError::Closed(())) => return false,
+        };
+        self.crowded = false;
         let mut changes = BTreeMap::new();
         {
             let view = self.server.hub.view();
@@ -442,7 +471,10 @@ impl<S: Store> Session<'_, S> {
             }
         }
         self.pace.asked(changes.keys());
-        changes.is_empty() || self.send.send(ToAgent::Changes(changes)).await.is_ok()
+        if !changes.is_empty() {
+            permit.send(ToAgent::Changes(changes));
+        }
+        true
     }
 
     /// Sends where all servers are, if that has changed, to the agent of another machine: it has to find the next one when this one is gone.
@@ -491,9 +523,10 @@ impl<S: Store> Session<'_, S> {
             Ok(()) => {
                 // First what changed, and was held back while the machine was not there: an agent that knows its presence renewed
                 // must know what was decided before. That it is gone shows elsewhere.
-                self.tell(mailbox.take()).await;
+                self.tell(mailbox.take());
                 self.tell_servers().await;
-                let _ = beat.held.send(Held::during(self.server.config.agent_ttl));
+                let ttl = self.server.config.agent_ttl;
+                let _ = beat.held.send(Held { ttl, told: !self.crowded });
             }
             Err(error) => self.server.trouble(&format!("renewing the presence of machine {id}"), &error),
         }

@@ -4,6 +4,7 @@ use super::*;
 use crate::server::ServerConfig;
 use fleet_cluster::engine::Policy;
 use fleet_link::AgentEnd;
+use fleet_registry::records::put_leaving;
 use fleet_registry::{EmbeddedStore, Entry, Snapshot, Watch, WatchBatch};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -143,4 +144,74 @@ async fn after_a_suspension_a_renewal_is_no_proof_of_presence() {
         ended.unwrap().unwrap();
     }
     embedded.close().await;
+}
+
+/// An agent that systemd holds up keeps its presence, and hears then what holds by then, also if it wants its reports taken first.
+#[tokio::test]
+async fn a_busy_agent_is_told_all_at_once_when_it_has_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(directory.path()).unwrap();
+    let id = MachineId::parse(&format!("{:032x}", 7)).unwrap();
+    let config = ServerConfig {
+        machine: id.clone(),
+        agent_ttl: TTL,
+        policy: Policy::for_ttl(TTL),
+        disable_engine: true,
+        shared_registry: false,
+        address: None,
+    };
+    let (cancel, mut tasks) = (CancellationToken::new(), JoinSet::new());
+    let server = Server::new(store.clone(), config, cancel.clone());
+    server.start(&mut tasks);
+    let (end, mut agent) = fleet_link::local(Hello { id: id.clone(), machine: Machine::default() });
+    let room = end.send.max_capacity();
+    let serving = server.clone();
+    let session = tokio::spawn(async move { serving.serve_agent(end).await });
+    agent.receive.recv().await.unwrap();
+
+    // One change after the other, each of which is told before the next is made.
+    let name = |number: usize| UnitName::parse(&format!("unit-{number}.service")).unwrap();
+    let leave = async |number: usize| {
+        let txn = Txn { compares: Vec::new(), ops: vec![put_leaving(&name(number), &id)] };
+        let revision = store.commit(txn).await.unwrap();
+        server.hub().reached(revision).await;
+        let told = beat(&agent).await.unwrap().told;
+        (revision, told)
+    };
+    let mut revisions = Vec::new();
+    for number in 0..room {
+        let (revision, told) = leave(number).await;
+        revisions.push(revision);
+        assert!(told, "{number} of {room}");
+    }
+    for number in room..room + 10 {
+        let (revision, told) = leave(number).await;
+        revisions.push(revision);
+        assert!(!told, "it would count a renewal without having heard all");
+    }
+    // More reports than its queue holds are taken while it takes nothing.
+    for _ in 0..room * 2 {
+        let report = agent.send.send(FromAgent::Changes(BTreeMap::new()));
+        tokio::time::timeout(DEADLINE, report).await.unwrap().unwrap();
+    }
+    let mut heard = BTreeMap::new();
+    let mut messages = 0;
+    while heard.len() < revisions.len() {
+        let message = tokio::time::timeout(DEADLINE, agent.receive.recv()).await.unwrap().unwrap();
+        let ToAgent::Changes(changes) = message else { panic!("{message:?}") };
+        heard.extend(changes);
+        messages += 1;
+    }
+    assert_eq!(messages, room + 1, "the last ten are told as one");
+    for (number, revision) in revisions.into_iter().enumerate() {
+        assert_eq!(heard[&name(number)], Some(Instruction::Release(revision)));
+    }
+    assert_eq!(beat(&agent).await, Some(Held::during(TTL)));
+
+    cancel.cancel();
+    session.await.unwrap().unwrap();
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    store.close().await;
 }
