@@ -395,6 +395,12 @@ impl ServerCertificate {
         renew_at(self.signed, self.signed + SERVER_VALIDITY)
     }
 
+    /// Whether it will do; not when the next one is due, nor when the clock was put back since: others would find that it is not
+    /// valid yet.
+    pub fn is_current(&self, now: SystemTime) -> bool {
+        (self.signed..self.renew_at()).contains(&now)
+    }
+
     /// For rustls.
     pub(crate) fn certified(&self) -> Result<rustls::sign::CertifiedKey, CaError> {
         rustls::sign::CertifiedKey::from_der(self.chain.clone(), self.key.to_der(), &tls::provider())

@@ -126,6 +126,8 @@ pub struct Dialer {
     troubles: HashMap<Address, String>,
     /// Not to be tried again before.
     next_renewal: Option<Instant>,
+    /// By which certificates are due.
+    clock: fn() -> SystemTime,
 }
 
 /// The servers that are still to be tried, and the least of the troubles with those before.
@@ -156,7 +158,14 @@ impl Dialer {
             backoff: Backoff::new(seed),
             troubles: HashMap::new(),
             next_renewal: None,
+            clock: SystemTime::now,
         })
+    }
+
+    /// With another clock.
+    #[cfg(test)]
+    pub(crate) fn with_clock(self, clock: fn() -> SystemTime) -> Self {
+        Dialer { clock, ..self }
     }
 
     /// With what [`servers`](Self::servers) was when it last ran.
@@ -283,7 +292,7 @@ impl Dialer {
         room: mpsc::Permit<'_, AgentEnd>,
     ) -> Result<(Duration, Trouble), DialError> {
         let mut identity = self.identity.borrow().clone();
-        let now = SystemTime::now();
+        let now = (self.clock)();
         if now >= identity.certificate().renew_at() {
             let expired = now >= identity.certificate().not_after;
             match renew(&mut connection, &identity).await {
@@ -300,7 +309,17 @@ impl Dialer {
                 }
             }
         }
-        let (pump, wire) = Pump::begin(&mut connection, self.hello.clone()).await?;
+        let (pump, wire) = match Pump::begin(&mut connection, self.hello.clone()).await {
+            // By the server's clock it has expired, by ours it has not.
+            Err(error) if error.unauthenticated => {
+                let Ok(fresh) = renew(&mut connection, &identity).await else { return Err(error) };
+                self.renewed(&fresh);
+                identity = fresh;
+                connection = connect(address, &identity, self.keep_alive).await?;
+                Pump::begin(&mut connection, self.hello.clone()).await?
+            }
+            begun => begun?,
+        };
         let mut pump = pump.telling(self.servers.clone());
         let (send, from_agent) = mpsc::channel(16);
         let (to_agent, receive) = mpsc::channel(16);
@@ -347,19 +366,21 @@ impl Dialer {
 
     fn renewed(&mut self, fresh: &Arc<Identity>) {
         info!("renewed this machine's certificate");
-        self.next_renewal = None;
+        // Where our clock is far ahead of the server's it is due again at once; once in a while will do.
+        let is_due = (self.clock)() >= fresh.certificate().renew_at();
+        self.next_renewal = is_due.then(|| Instant::now() + RENEW_RETRY);
         self.identity.send_replace(fresh.clone());
     }
 
     /// Waits until the certificate is to be renewed.
     fn renewal_due(&self, identity: &Identity) -> impl Future<Output = ()> + use<> {
         let at = identity.certificate().renew_at();
-        let not_before = self.next_renewal;
+        let (not_before, clock) = (self.next_renewal, self.clock);
         async move {
             if let Some(not_before) = not_before {
                 tokio::time::sleep_until(not_before).await;
             }
-            while let Ok(left) = at.duration_since(SystemTime::now()) {
+            while let Ok(left) = at.duration_since(clock()) {
                 tokio::time::sleep(left.min(CLOCK_CHECK)).await;
             }
         }

@@ -324,7 +324,7 @@ impl<M: Membership> Shared<M> {
                     }
                 }
             };
-            if SystemTime::now() >= certificate.renew_at() {
+            if !certificate.is_current(SystemTime::now()) {
                 match self.renew_own(resolver) {
                     Ok(fresh) => certificate = fresh,
                     Err(error) => error!("unable to renew this server's certificate: {error}"),

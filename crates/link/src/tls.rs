@@ -89,7 +89,7 @@ fn finish(mut config: ClientConfig) -> ClientConfig {
     config
 }
 
-/// Takes the machines of the cluster, also with a certificate that has expired.
+/// Takes the machines of the cluster, also with a certificate that has expired, or was signed when the clock was ahead.
 #[derive(Debug)]
 struct Machines {
     machines: Arc<dyn ClientCertVerifier>,
@@ -106,16 +106,19 @@ impl ClientCertVerifier for Machines {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let expired = |error: &Error| {
+        let untimely = |error: &Error| {
             matches!(
                 error,
                 Error::InvalidCertificate(
-                    CertificateError::Expired | CertificateError::ExpiredContext { .. }
+                    CertificateError::Expired
+                        | CertificateError::ExpiredContext { .. }
+                        | CertificateError::NotValidYet
+                        | CertificateError::NotValidYetContext { .. }
                 )
             )
         };
         match self.machines.verify_client_cert(end_entity, intermediates, now) {
-            Err(error) if expired(&error) => {
+            Err(error) if untimely(&error) => {
                 // Everything else about it has to be right, as of its last second.
                 let Ok(says) = MachineCertificate::read(end_entity) else { return Err(error) };
                 let last = says.not_after.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();

@@ -133,6 +133,11 @@ fn a_server_is_no_machine() {
     assert_eq!(&server.chain[1], authority.root().certificate());
     assert!(server.certified().is_ok());
     assert_eq!(server.renew_at(), now() + SERVER_VALIDITY * 2 / 3);
+    assert!(server.is_current(now()) && server.is_current(now() + HOUR));
+    assert!(
+        !server.is_current(server.renew_at()) && !server.is_current(now() - HOUR),
+        "the clock was put back"
+    );
     for wrong in ["not a name", "", "a..b", "*"] {
         assert_eq!(
             authority.sign_server(&[wrong.to_owned()], now()).unwrap_err(),

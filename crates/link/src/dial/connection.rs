@@ -36,6 +36,8 @@ pub struct DialError {
     address: String,
     problem: String,
     pub(crate) trouble: Trouble,
+    /// The server does not take our certificate for a session (any more, by its clock).
+    pub(crate) unauthenticated: bool,
 }
 
 impl DialError {
@@ -50,7 +52,12 @@ impl DialError {
     }
 
     pub(crate) fn new(address: &Address, trouble: Trouble, problem: impl fmt::Display) -> Self {
-        DialError { address: address.to_string(), problem: problem.to_string(), trouble }
+        DialError {
+            address: address.to_string(),
+            problem: problem.to_string(),
+            trouble,
+            unauthenticated: false,
+        }
     }
 
     /// Something here or there is not as it should be.
@@ -63,6 +70,7 @@ impl DialError {
             address: "nowhere".to_owned(),
             problem: "no address of a server".to_owned(),
             trouble: Trouble::Refused,
+            unauthenticated: false,
         }
     }
 }
@@ -190,7 +198,8 @@ impl Connection {
         };
         // A refusal of our certificate comes as the end of the connection: TLS 1.3 is through before it.
         let trouble = if self.broke() { Trouble::Later } else { trouble };
-        DialError::new(&self.address, trouble, self.reason(status))
+        let error = DialError::new(&self.address, trouble, self.reason(status));
+        DialError { unauthenticated: status.code() == Code::Unauthenticated, ..error }
     }
 
     /// Why a call or session ended, in words.

@@ -149,10 +149,13 @@ impl<M: Membership> Pump<M> {
         let mut stuck: Option<Instant> = None;
         loop {
             let sending = state.has_output();
-            if !sending {
-                stuck = None;
-            }
-            let limit = *stuck.get_or_insert_with(|| Instant::now() + *stalled);
+            let limit = match sending {
+                true => *stuck.get_or_insert_with(|| Instant::now() + *stalled),
+                false => {
+                    stuck = None;
+                    Instant::now()
+                }
+            };
             let expires_at = *expires.borrow_and_update();
             tokio::select! {
                 () = cancel.cancelled() => return End::Stopping,

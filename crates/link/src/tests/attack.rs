@@ -157,6 +157,20 @@ async fn an_agent_that_does_not_read_is_cut_off() {
     assert_eq!(server.next().await, None);
 }
 
+/// Not how long there was nothing to read counts.
+#[tokio::test]
+async fn an_agent_that_has_nothing_to_read_is_not_cut_off() {
+    let stalled = Duration::from_secs(1);
+    let mut rig =
+        Rig::with(Options { limits: Limits { stalled, ..Limits::default() }, ..Options::default() }).await;
+    let (mut server, mut agent) = rig.session(1).await;
+    for _ in 0..5 {
+        tokio::time::sleep(stalled + Duration::from_millis(100)).await;
+        server.tell(ToAgent::Snapshot(BTreeMap::new())).await;
+        assert!(agent.receive().await.is_some());
+    }
+}
+
 #[tokio::test]
 async fn one_connection_carries_one_session() {
     let mut rig = Rig::new().await;

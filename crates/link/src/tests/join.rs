@@ -196,6 +196,43 @@ async fn certificates_are_renewed_in_time_and_after_it() {
     }
 }
 
+/// What has expired by the server's clock is renewed, whatever the machine's own clock says; and what is due by its own clock for ever
+/// is renewed once.
+#[tokio::test]
+async fn clocks_that_differ_keep_nobody_out() {
+    let mut rig = Rig::new().await;
+    let clocks: [(fn() -> SystemTime, Duration); 2] =
+        [(|| SystemTime::now() - 40 * DAY, 40 * DAY), (|| SystemTime::now() + 40 * DAY, Duration::ZERO)];
+    for (number, (clock, ago)) in (1..).zip(clocks) {
+        let old = rig.member(number, ago);
+        let hello = hello(&machine(number));
+        let dialer =
+            Dialer::new(vec![rig.address.clone()], copy(&old), hello, KeepAlive::default(), 1).unwrap();
+        let mut agent = Agent::of(dialer.with_clock(clock));
+        let mut server = rig.next_end().await;
+        agent.connect().await;
+        let fresh = agent.identity.borrow_and_update().clone();
+        assert_ne!(fresh.certificate().serial, old.certificate().serial);
+        // It would be renewed before the next message otherwise.
+        for _ in 0..100 {
+            agent.send(FromAgent::Snapshot(BTreeMap::new())).await;
+            assert!(server.next().await.is_some());
+        }
+        assert!(!agent.identity.has_changed().unwrap());
+    }
+}
+
+/// The server's clock was ahead when it signed.
+#[tokio::test]
+async fn a_certificate_that_is_not_valid_yet_will_do() {
+    let mut rig = Rig::new().await;
+    let signed = SystemTime::now() + 10 * DAY;
+    let early = rig.known(identity(&rig.authority, &machine(1), signed));
+    let mut agent = Agent::new(vec![rig.address.clone()], early, KeepAlive::default());
+    assert_eq!(rig.next_end().await.hello.id, machine(1));
+    agent.connect().await;
+}
+
 #[tokio::test]
 async fn a_session_goes_on_while_its_certificate_is_renewed() {
     let validity = Duration::from_secs(8);

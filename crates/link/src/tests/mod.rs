@@ -166,7 +166,10 @@ struct Agent {
 impl Agent {
     fn new(addresses: Vec<Address>, identity: Identity, keep_alive: KeepAlive) -> Agent {
         let hello = hello(&identity.certificate().machine);
-        let dialer = Dialer::new(addresses, identity, hello, keep_alive, 1).unwrap();
+        Agent::of(Dialer::new(addresses, identity, hello, keep_alive, 1).unwrap())
+    }
+
+    fn of(dialer: Dialer) -> Agent {
         let (identity, servers) = (dialer.identity(), dialer.servers());
         let (sessions, ends) = mpsc::channel(1);
         let mut task = JoinSet::new();
