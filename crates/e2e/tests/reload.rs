@@ -37,3 +37,28 @@ fn a_reload_takes_the_new_configuration() -> Result<()> {
     assert_eq!((fleet.main_pid("fleetd.service")?, fleet.main_pid("a.service")?), (daemon, unit));
     Ok(())
 }
+
+/// systemd would kill in the end a fleetd that does not hear its SIGTERM.
+#[test]
+fn a_stop_during_a_reload_is_heard() -> Result<()> {
+    let fleet = Fleet::up("reloadstop")?;
+    fleet.start("a.service", SLEEP)?;
+    let unit = fleet.main_pid("a.service")?;
+    // Which of the two is taken first is a matter of chance.
+    for _ in 0..4 {
+        let daemon = fleet.main_pid("fleetd.service")?;
+        fleet.host().sh(&format!("kill -HUP {daemon}; kill -TERM {daemon}"))?.ok()?;
+        // systemd starts it again.
+        let show = "systemctl reset-failed fleetd.service; \
+                    systemctl show --property=ActiveState,MainPID fleetd.service";
+        let before = format!("MainPID={daemon}\n");
+        let is_new = || {
+            let shown = fleet.host().sh(show)?.ok()?.stdout;
+            Ok(shown.contains("ActiveState=active") && !shown.contains(&before))
+        };
+        until("fleetd stops, and is started again", is_new)?;
+    }
+    assert!(!fleet.host().journal(Some("fleetd.service"))?.contains("status=9/KILL"));
+    assert_eq!(fleet.main_pid("a.service")?, unit, "the unit was not touched");
+    Ok(())
+}

@@ -24,7 +24,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::{io, sync::Arc, time::Duration};
 use tokio::net::TcpSocket;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -72,10 +72,14 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         .build()
         .context("unable to start the async runtime")?;
     let notifier = Arc::new(notifier);
+    let mut signals = {
+        let _runtime = runtime.enter();
+        Signals::new().context("unable to receive signals")?
+    };
     let mut next = config;
     let ended = loop {
         let config = next;
-        match runtime.block_on(serve(&config, flags, &sockets, notifier.clone())) {
+        match runtime.block_on(serve(&config, flags, &sockets, notifier.clone(), &mut signals)) {
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
             Ok(Some(changed)) => {
@@ -90,6 +94,27 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     };
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+/// What fleetd is told by signals. They outlast a reload: what comes while one is under way is heard after it.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+    /// What the original wrote then was for its developers; but nobody must end fleetd by asking for it.
+    _asked: Signal,
+}
+
+impl Signals {
+    /// Within a runtime.
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+            _asked: signal(SignalKind::user_defined1())?,
+        })
+    }
 }
 
 /// Reads the configuration again, for SIGHUP; one that can't be used is none: fleetd goes on with what it has.
@@ -115,13 +140,8 @@ async fn serve(
     flags: &Flags,
     sockets: &listen::Sockets,
     notifier: Arc<Notifier>,
+    signals: &mut Signals,
 ) -> anyhow::Result<Option<Box<Config>>> {
-    // First of all, so that a SIGTERM during the start is not lost.
-    let mut terminate = signal(SignalKind::terminate()).context("unable to receive signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("unable to receive signals")?;
-    let mut hang_up = signal(SignalKind::hangup()).context("unable to receive signals")?;
-    // What the original wrote then was for its developers; but nobody must end fleetd by asking for it.
-    let _asked = signal(SignalKind::user_defined1()).context("unable to receive signals")?;
     let mut changed = None;
     let id = address::machine_id(Path::new("/etc/machine-id"))?;
     let public_ip = match &config.public_ip {
@@ -152,8 +172,8 @@ async fn serve(
         tokio::select! {
             checked = moved::check_etcd(&store, &config.state_directory) => checked?,
             told = etcd::tell(store.contact(), notifier.clone(), CancellationToken::new()) => told?,
-            _ = terminate.recv() => return Ok(None),
-            _ = interrupt.recv() => return Ok(None),
+            _ = signals.terminate.recv() => return Ok(None),
+            _ = signals.interrupt.recv() => return Ok(None),
         }
         Registry::Etcd(store)
     };
@@ -210,22 +230,22 @@ async fn serve(
         // The loop sees it, too.
         () = exchanged.cancelled() => None,
         ended = daemon.tasks.join_next() => ended,
-        _ = terminate.recv() => daemon.told_to_stop("SIGTERM", config.on_stop),
-        _ = interrupt.recv() => daemon.told_to_stop("SIGINT", config.on_stop),
+        _ = signals.terminate.recv() => daemon.told_to_stop("SIGTERM", config.on_stop),
+        _ = signals.interrupt.recv() => daemon.told_to_stop("SIGINT", config.on_stop),
     };
     let ended = match first {
         Some(ended) => Some(ended),
         None => loop {
             tokio::select! {
                 ended = daemon.tasks.join_next() => break ended,
-                _ = terminate.recv() => break daemon.told_to_stop("SIGTERM", config.on_stop),
-                _ = interrupt.recv() => break daemon.told_to_stop("SIGINT", config.on_stop),
+                _ = signals.terminate.recv() => break daemon.told_to_stop("SIGTERM", config.on_stop),
+                _ = signals.interrupt.recv() => break daemon.told_to_stop("SIGINT", config.on_stop),
                 () = exchanged.cancelled() => {
                     changed = Some(Box::new(config.clone()));
                     info!("Beginning again with the registry as it is now; units go on until it says otherwise");
                     break None;
                 }
-                _ = hang_up.recv() => {
+                _ = signals.hang_up.recv() => {
                     changed = read_again(flags);
                     if changed.is_some() {
                         info!("Received SIGHUP: beginning again with the configuration as it is now; units go on");
