@@ -1,13 +1,14 @@
 //! The client against a real socket: what goes over the wire, what errors say, what is kept.
 #![allow(clippy::unwrap_used)]
 use fleet_api::client::{
-    Client, Credentials, Endpoint, Error, EventQuery, JournalQuery, Options, StateFilter, Tls,
+    ByteStream, Client, Connecting, Connector, Credentials, Endpoint, Error, EventQuery, JournalQuery,
+    Options, StateFilter, Tls,
 };
 use fleet_api::events::Event;
 use fleet_api::types::{JoinToken, JoinTokenRequest, Member, Unit, UnitOption};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpSocket;
 
 /// What the server got: one line per request, and its body.
@@ -38,7 +39,11 @@ async fn server(
     (address, log, connections)
 }
 
-async fn converse<F: Fn(&str) -> (String, Then)>(stream: tokio::net::TcpStream, log: Log, answer: Arc<F>) {
+async fn converse<F: Fn(&str) -> (String, Then)>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    log: Log,
+    answer: Arc<F>,
+) {
     let mut stream = BufReader::new(stream);
     loop {
         let mut request = String::new();
@@ -253,6 +258,39 @@ async fn only_what_can_be_done_twice_is_tried_again() {
     let tries = |line: &str| requests(&log).iter().filter(|request| *request == line).count();
     assert_eq!(tries("POST /fleet/v1/join-tokens"), 1);
     assert_eq!(tries("DELETE /fleet/v1/join-tokens/a"), 2);
+}
+
+/// Its first connections are closed before anything was heard on them.
+struct ClosedAtFirst {
+    closed: usize,
+    made: Arc<Mutex<usize>>,
+}
+
+impl Connector for ClosedAtFirst {
+    fn connect(&self) -> Connecting<'_> {
+        let (near, far) = tokio::io::duplex(4096);
+        let mut made = self.made.lock().unwrap();
+        *made += 1;
+        if *made > self.closed {
+            tokio::spawn(converse(far, Log::default(), Arc::new(|_: &str| json("200 OK", "{}"))));
+        }
+        Box::pin(std::future::ready(Ok(Box::new(near) as Box<dyn ByteStream>)))
+    }
+}
+
+/// A server that begins again closes also what it has just accepted.
+#[tokio::test]
+async fn a_new_connection_closed_before_the_request_is_replaced_once() {
+    for (closed, works) in [(1, true), (2, false)] {
+        let made = Arc::default();
+        let connector = ClosedAtFirst { closed, made: Arc::clone(&made) };
+        let endpoint = Endpoint::parse("http://server").unwrap();
+        let options = Options { connector: Some(Arc::new(connector)), ..Options::default() };
+        let client = Client::new(endpoint, options);
+        // Whatever the method: nothing was sent.
+        let token = client.create_join_token(&JoinTokenRequest::default()).await;
+        assert_eq!((token.is_ok(), *made.lock().unwrap()), (works, 2), "{token:?}");
+    }
 }
 
 /// The server closes kept connections when it likes.

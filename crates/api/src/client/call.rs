@@ -220,6 +220,7 @@ impl Client {
     ) -> Result<(http::Response<Incoming>, Connection), Failed> {
         self.trace(|| format!("HTTP {} {}", call.method, target.url));
         let mut kept = server.kept();
+        let mut is_last = false;
         loop {
             let reused = kept.is_some();
             let mut connection = match kept.take() {
@@ -243,6 +244,8 @@ impl Client {
                 Err(lost) if reused && (lost.unsent || call.is_repeatable()) => {
                     *perhaps_done |= !lost.unsent;
                 }
+                // One that begins again closes also a new connection on which it has heard nothing yet.
+                Err(Lost { unsent: true, .. }) if !is_last => is_last = true,
                 Err(Lost { reason, unsent: true }) => return Err(Failed::unsent(target.no_answer(reason))),
                 Err(Lost { reason, .. }) => return Err(Failed::lost(target.no_answer(reason), call)),
             }

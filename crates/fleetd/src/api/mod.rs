@@ -135,6 +135,8 @@ async fn connection<F>(
     let connection = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
+        // First of all: a request that is there by now is answered.
+        biased;
         ended = connection.as_mut() => ended,
         () = cancel.cancelled() => {
             connection.as_mut().graceful_shutdown();
