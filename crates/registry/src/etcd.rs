@@ -283,9 +283,15 @@ impl Store for EtcdStore {
         }
     }
 
+    // A leader whose disk hangs, or that has lost the others a moment ago, goes on renewing leases from memory, while another may
+    // lead already and end them. Only a read shows that it leads; whoever leads next counts each lease from then on.
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
         let timeout = self.0.members.settings.timeout;
+        let record = &self.0.members.settings.layout.registry();
         let answer = self.0.members.call(Effect::Repeatable, |member| async move {
+            let read =
+                pb::RangeRequest { key: record.clone(), keys_only: true, ..pb::RangeRequest::default() };
+            member.kv().range(member.request(read, Some(timeout))).await?;
             let renewal = futures_util::stream::iter([pb::LeaseKeepAliveRequest { id: lease.0 }]);
             let mut answers = member.lease().lease_keep_alive(member.request(renewal, Some(timeout))).await?;
             // Only an answer says that it was renewed.

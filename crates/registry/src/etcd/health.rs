@@ -3,7 +3,7 @@
 use super::connection::Connection;
 use super::convert::of_etcd;
 use super::generated::StatusRequest;
-use super::members::{Link, Members};
+use super::members::{Link, Members, unusable};
 use super::status::clean;
 use crate::store::{Health, Revision, StoreError};
 use futures_util::future::join_all;
@@ -72,10 +72,20 @@ pub(super) async fn ask(members: &Members) -> Vec<EndpointHealth> {
     let ask = members.settings.endpoints.iter().map(async |endpoint| {
         let in_use = matches!(&link, Link::Up(up) if up.endpoint() == endpoint.url);
         let answer = timeout(members.settings.timeout, async {
-            let connection = Connection::open(endpoint, &members.settings).await.map_err(StoreError::from)?;
+            let mut connection =
+                Connection::open(endpoint, &members.settings).await.map_err(StoreError::from)?;
             // Not as other calls are sent: a member without a leader is to say how it is, too.
             let status = connection.maintenance().status(StatusRequest {}).await;
-            status.map_err(|status| super::members::unusable(&connection, &status))
+            match status.map_err(|status| unusable(&connection, &status)) {
+                // Newer ones tell it only to users; and to find out who one is takes a leader.
+                Err(StoreError::Denied(_)) if members.settings.login.is_some() => {
+                    members.log_in(&mut connection).await?;
+                    let request = connection.request(StatusRequest {}, None);
+                    let status = connection.maintenance().status(request).await;
+                    status.map_err(|status| unusable(&connection, &status))
+                }
+                answer => answer,
+            }
         });
         let member = match answer.await {
             Err(_) => Err(format!("no answer within {:?}", members.settings.timeout)),

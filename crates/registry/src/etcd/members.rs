@@ -347,12 +347,14 @@ impl Members {
         // What is read from now on must not be older.
         let seen = *self.seen.borrow();
         let mut connection = Connection::open(&self.settings.endpoints[index], &self.settings).await?;
+        self.log_in(&mut connection).await?;
         let status = connection.request(StatusRequest {}, None);
         let status = connection.maintenance().status(status).await;
-        let status = status.map_err(|status| unusable(&connection, &status))?.into_inner();
-        check_version(connection.endpoint(), &status.version)?;
-        if let Some(token) = self.token(&connection).await? {
-            connection.set_token(token);
+        match status.map_err(|status| unusable(&connection, &status)) {
+            Ok(status) => check_version(connection.endpoint(), &status.into_inner().version)?,
+            // Newer ones tell only some users how they are.
+            Err(StoreError::Denied(why)) => debug!("{}: {why}", connection.endpoint()),
+            Err(error) => return Err(error),
         }
         match self.check_identity(&connection, seen).await {
             Ok(()) => Ok(connection),
@@ -361,6 +363,14 @@ impl Members {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Has calls made as the user, if there is one.
+    pub(super) async fn log_in(&self, connection: &mut Connection) -> Result<(), StoreError> {
+        if let Some(token) = self.token(connection).await? {
+            connection.set_token(token);
+        }
+        Ok(())
     }
 
     /// A token for the user, if there is one.

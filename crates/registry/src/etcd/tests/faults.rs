@@ -181,6 +181,22 @@ async fn a_lost_quorum_fails_fast_and_heals() {
     }
 }
 
+/// A leader that has lost the others does not know it for a while, and renews leases from memory, which another leader may end meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_without_a_quorum_renews_no_lease() {
+    let etcd = Etcd::start(3).unwrap();
+    let store = EtcdStore::connect(config(&etcd), None).await.unwrap();
+    let leads = |health: &EndpointHealth| health.member.as_ref().is_ok_and(|member| member.leads);
+    let leader = store.health().await.iter().position(leads).unwrap();
+    let endpoints = vec![etcd.endpoint(leader)];
+    let store = EtcdStore::connect(EtcdConfig { endpoints, ..quick(&etcd) }, None).await.unwrap();
+    let lease = store.grant(Duration::from_secs(600)).await.unwrap();
+    soon("a renewal", store.keep_alive(lease)).await.unwrap();
+    (0..3).filter(|member| *member != leader).for_each(|member| etcd.pause(member).unwrap());
+    let answer = soon("an error", store.keep_alive(lease)).await;
+    assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+}
+
 /// What was compacted while a watch was away is not passed over, be it only one deletion right after where it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_that_comes_back_too_late_says_so() {
