@@ -141,12 +141,16 @@ impl SystemdHost {
         files::check_free(directories, &bus.search, unit, file)?;
         let written = files::write_unit(directories, unit, file.text())?;
         let linked = files::is_linked(directories, unit);
-        // Aliases and wants of the old text would stay otherwise.
-        let disable = written.changed
-            && written.before.as_deref().is_some_and(|text| match UnitFile::parse(text) {
+        let disable = match written.changed {
+            // Aliases and wants of the old text would stay otherwise.
+            true => written.before.as_deref().is_some_and(|text| match UnitFile::parse(text) {
                 Ok(before) => before.has_install(),
                 Err(_) => true,
-            });
+            }),
+            // What is here as it is to be is installed again when systemd does not find it: it looks whether a directory has
+            // changed by its time, and misses a link that is made within one tick of the clock after it looked.
+            false => linked,
+        };
         let link = if file.has_install() {
             Linking::Enable
         } else if linked && !disable {

@@ -397,6 +397,26 @@ host_tests! {
         assert_eq!(sh("sort -u /run/ticks"), "two");
     }
 
+    /// It looks at a directory's time, and two changes may have the same.
+    async fn a_link_that_systemd_missed_is_made_again() {
+        let host = connect().await;
+        install(&host, &[unit("one.service", SLEEP)]).await;
+        assert_eq!(host.start(&name("one.service")).await, Ok(JobResult::Done));
+        let time = sh("stat --format=%y /run/systemd/system");
+        let installed = format!("{SLEEP}[Install]\nWantedBy=multi-user.target\n");
+        let late = [unit("two.service", SLEEP), unit("three.service", &installed)];
+        install(&host, &late).await;
+        sh(&format!("touch --date='{time}' /run/systemd/system"));
+        for (unit, _) in &late {
+            assert_eq!(one_state(&host, unit.as_str()).await.load, "not-found");
+        }
+        install(&host, &late).await;
+        for (unit, _) in &late {
+            assert_eq!(one_state(&host, unit.as_str()).await.load, "loaded");
+            assert_eq!(host.start(unit).await, Ok(JobResult::Done));
+        }
+    }
+
     async fn starts_that_fail() {
         let host = connect().await;
         let failing = "[Service]\nType=oneshot\nExecStart=/bin/bash -c 'echo try >> /run/tries; false'\n";
