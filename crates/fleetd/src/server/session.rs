@@ -273,12 +273,12 @@ impl<S: Store> Session<'_, S> {
                 () = removed.cancelled() => return self.dismiss(receive, beats).await,
                 Some(beat) = beats.recv() => self.beat(beat, mailbox).await,
                 () = mailbox.wait() => {
-                    if !self.tell(mailbox.take()) {
+                    if !self.tell(mailbox.take()).await {
                         return Ok(());
                     }
                 }
                 () = room(&self.send), if self.crowded => {
-                    if !self.tell(BTreeSet::new()) {
+                    if !self.tell(BTreeSet::new()).await {
                         return Ok(());
                     }
                 }
@@ -432,22 +432,24 @@ impl<S: Store> Session<'_, S> {
     /// Sends what changed of these units; false when the agent is gone. While the view does not have the machine
     /// (its presence ran out) nothing is said: that the machine seems gone is no reason to stop anything on it.
     ///
-    /// Never waits for an agent that has much to do: it may be waiting itself for its reports to be taken. What changes until it has
-    /// room is told as one.
-    fn tell(&mut self, names: BTreeSet<UnitName>) -> bool {
+    /// Never waits for this process's own agent when it has much to do: it may be waiting itself for its reports to be taken. What
+    /// changes until it has room is told as one. The connection of another one always takes what it is to bring, and brings no answer
+    /// that says that there is more to be heard.
+    async fn tell(&mut self, names: BTreeSet<UnitName>) -> bool {
         self.untold.extend(names);
         if self.untold.is_empty() {
             self.crowded = false;
             return true;
         }
         let permit = match self.send.try_reserve() {
-            Ok(permit) => permit,
-            Err(mpsc::error::TrySendError::Full(())) => {
+            Err(mpsc::error::TrySendError::Full(())) if self.peer.is_none() => {
                 self.crowded = true;
                 return true;
             }
-            Err(mpsc::error::TrySendError::Closed(())) => return false,
+            Err(mpsc::error::TrySendError::Full(())) => self.send.reserve().await.ok(),
+            permit => permit.ok(),
         };
+        let Some(permit) = permit else { return false };
         self.crowded = false;
         let mut changes = BTreeMap::new();
         {
@@ -523,7 +525,7 @@ impl<S: Store> Session<'_, S> {
             Ok(()) => {
                 // First what changed, and was held back while the machine was not there: an agent that knows its presence renewed
                 // must know what was decided before. That it is gone shows elsewhere.
-                self.tell(mailbox.take());
+                self.tell(mailbox.take()).await;
                 self.tell_servers().await;
                 let ttl = self.server.config.agent_ttl;
                 let _ = beat.held.send(Held { ttl, told: !self.crowded });

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::server::ServerConfig;
+use crate::server::membership::member_key;
 use fleet_cluster::engine::Policy;
 use fleet_link::AgentEnd;
 use fleet_registry::records::put_leaving;
@@ -171,21 +172,21 @@ async fn a_busy_agent_is_told_all_at_once_when_it_has_room() {
 
     // One change after the other, each of which is told before the next is made.
     let name = |number: usize| UnitName::parse(&format!("unit-{number}.service")).unwrap();
-    let leave = async |number: usize| {
+    let leave = async |agent: &AgentEnd, number: usize| {
         let txn = Txn { compares: Vec::new(), ops: vec![put_leaving(&name(number), &id)] };
         let revision = store.commit(txn).await.unwrap();
         server.hub().reached(revision).await;
-        let told = beat(&agent).await.unwrap().told;
+        let told = beat(agent).await.unwrap().told;
         (revision, told)
     };
     let mut revisions = Vec::new();
     for number in 0..room {
-        let (revision, told) = leave(number).await;
+        let (revision, told) = leave(&agent, number).await;
         revisions.push(revision);
         assert!(told, "{number} of {room}");
     }
     for number in room..room + 10 {
-        let (revision, told) = leave(number).await;
+        let (revision, told) = leave(&agent, number).await;
         revisions.push(revision);
         assert!(!told, "it would count a renewal without having heard all");
     }
@@ -207,6 +208,34 @@ async fn a_busy_agent_is_told_all_at_once_when_it_has_room() {
         assert_eq!(heard[&name(number)], Some(Instruction::Release(revision)));
     }
     assert_eq!(beat(&agent).await, Some(Held::during(TTL)));
+
+    // What brings the answer to another machine's agent can't say that: there it waits for all that was to be told.
+    drop(agent);
+    session.await.unwrap().unwrap();
+    let (mut end, mut agent) = fleet_link::local(Hello { id: id.clone(), machine: Machine::default() });
+    end.peer = Some(([127, 0, 0, 1], 1).into());
+    let member = Op::put(member_key(&id), "{}");
+    store.commit(Txn { compares: Vec::new(), ops: vec![member] }).await.unwrap();
+    let serving = server.clone();
+    let session = tokio::spawn(async move { serving.serve_agent(end).await });
+    agent.receive.recv().await.unwrap();
+    for number in 1000..1000 + room {
+        assert!(leave(&agent, number).await.1);
+    }
+    let txn = Txn { compares: Vec::new(), ops: vec![put_leaving(&name(2000), &id)] };
+    server.hub().reached(store.commit(txn).await.unwrap()).await;
+    let (held, mut answer) = oneshot::channel();
+    agent.beats.send(Beat { leaving: false, held }).await.unwrap();
+    let given = tokio::time::timeout(Duration::from_millis(200), &mut answer).await;
+    assert!(given.is_err(), "it would count a renewal without having heard all");
+    agent.receive.recv().await.unwrap();
+    let answered = tokio::time::timeout(DEADLINE, answer).await.unwrap().unwrap();
+    let mut last = None;
+    while let Ok(ToAgent::Changes(changes)) = agent.receive.try_recv() {
+        last = Some(changes);
+    }
+    assert!(last.unwrap().contains_key(&name(2000)), "it is there before the answer");
+    assert_eq!(answered, Held::during(TTL));
 
     cancel.cancel();
     session.await.unwrap().unwrap();
