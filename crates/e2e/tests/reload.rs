@@ -58,7 +58,6 @@ fn a_stop_during_a_reload_is_heard() -> Result<()> {
         };
         until("fleetd stops, and is started again", is_new)?;
     }
-    assert!(!fleet.host().journal(Some("fleetd.service"))?.contains("status=9/KILL"));
     assert_eq!(fleet.main_pid("a.service")?, unit, "the unit was not touched");
     Ok(())
 }

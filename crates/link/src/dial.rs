@@ -293,7 +293,8 @@ impl Dialer {
     ) -> Result<(Duration, Trouble), DialError> {
         let mut identity = self.identity.borrow().clone();
         let now = (self.clock)();
-        if now >= identity.certificate().renew_at() {
+        let may_renew = self.next_renewal.is_none_or(|at| at <= Instant::now());
+        if now >= identity.certificate().renew_at() && may_renew {
             let expired = now >= identity.certificate().not_after;
             match renew(&mut connection, &identity).await {
                 Ok(fresh) => {

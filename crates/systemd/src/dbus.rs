@@ -350,7 +350,18 @@ impl SystemdHost {
 
     /// Takes back what was written for a unit that systemd would not link: the unit is as it was before.
     async fn take_back(&self, bus: &Bus, unit: &UnitName, prepared: Prepared) {
-        if prepared.linked && !prepared.written.changed {
+        // What was there as it is stays there; only its link may be gone.
+        if let (true, false, Some(text)) =
+            (prepared.linked, prepared.written.changed, &prepared.written.before)
+        {
+            let with_install = UnitFile::parse(text).is_ok_and(|file| file.has_install());
+            let mut result = self.link(bus, &[unit], with_install).await.pop();
+            if with_install && !matches!(result, Some(Ok(()))) {
+                result = self.link(bus, &[unit], false).await.pop();
+            }
+            if let Some(Err(error)) = result {
+                tracing::warn!(%unit, %error, "it can't be linked again");
+            }
             return;
         }
         for result in self.disable(bus, &[unit]).await {
@@ -395,36 +406,42 @@ impl SystemdHost {
         Ok(loaded)
     }
 
-    /// Reloads systemd's configuration if one of the units gives reason to; says whether it did.
-    async fn reload_for(&self, bus: &Bus, units: &[UnitName], reason: Reason) -> Result<bool, Error> {
-        // The first that needs it is enough.
-        for some in self.known(bus, units).await?.chunks(SINGLE_LOOK_UPS) {
-            for needed in join_all(some.iter().map(|unit| self.needs_reload(bus, unit, reason))).await {
-                match needed {
-                    Ok(true) => {
-                        bus.call(bus.manager.reload()).await?;
-                        return Ok(true);
-                    }
-                    Ok(false) => {}
-                    // One that systemd dropped meanwhile is read afresh when it is needed.
-                    Err(Error::Refused(_)) => {}
-                    Err(error) => return Err(error),
-                }
-            }
+    /// Has systemd forget units whose links are gone, and that others refer to: the next elapse of a timer would start one again.
+    /// Gives those that can't be forgotten, with the reason.
+    async fn make_forgotten(
+        &self,
+        bus: &Bus,
+        units: &[UnitName],
+    ) -> Result<BTreeMap<UnitName, Error>, Error> {
+        let known = self.known(bus, units).await?;
+        if known.is_empty() {
+            return Ok(BTreeMap::new());
         }
-        Ok(false)
+        let mut states = self.list_by_names(bus, &known).await?;
+        let is_loaded = |state: &State| state.load != "not-found";
+        if states.iter().any(is_loaded) {
+            if let Err(error) = bus.call(bus.manager.reload()).await {
+                let loaded = known.into_iter().zip(&states).filter(|(_, state)| is_loaded(state));
+                return Ok(loaded.map(|(unit, _)| (unit.clone(), error.clone())).collect());
+            }
+            states = self.list_by_names(bus, &known).await?;
+        }
+        // From now on nothing starts them; before, it may have been done.
+        let is_live = |state: &State| !matches!(state.active.as_str(), "inactive" | "failed");
+        let live = known.into_iter().zip(&states).filter(|(_, state)| is_live(state));
+        let started = || Error::Refused("another unit has started it again".to_owned());
+        Ok(live.map(|(unit, _)| (unit.clone(), started())).collect())
     }
 
-    async fn needs_reload(&self, bus: &Bus, unit: &UnitName, reason: Reason) -> Result<bool, Error> {
+    async fn needs_reload(&self, bus: &Bus, unit: &UnitName) -> Result<bool, Error> {
         let unit = UnitProxy::builder(&bus.connection)
             .path(path::of_unit(unit.as_str()))
             .cache_properties(CacheProperties::No)
             .build()
             .await?;
-        match reason {
-            Reason::Changed => bus.call(unit.need_daemon_reload()).await,
-            Reason::Removed => Ok(bus.call(unit.load_state()).await? != "not-found"),
-        }
+        // One that was not there is read when it is needed. Since systemd 255 any link that was made is a reason to reload, whatever
+        // the unit.
+        Ok(bus.call(unit.load_state()).await? != "not-found" && bus.call(unit.need_daemon_reload()).await?)
     }
 
     /// Whether the unit's last start was refused for coming too often (StartLimitBurst=).
@@ -479,15 +496,6 @@ struct Prepared {
     /// Links of the old text have to go first.
     disable: bool,
     link: Linking,
-}
-
-/// What systemd's configuration is reloaded for.
-#[derive(Clone, Copy)]
-enum Reason {
-    /// A unit in memory was read from an older file.
-    Changed,
-    /// A unit is in memory whose link is gone.
-    Removed,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -616,17 +624,21 @@ impl Systemd for SystemdHost {
             }
             Err(error) => tracing::warn!(%error, "can't find out which units are failed"),
         }
-        // ... but not those that others refer to: the next elapse of a timer would start one again. Their files are there
-        // until they are forgotten, so that whoever finds them after a crash removes them anew.
-        let (gone, unlinked): (Vec<usize>, Vec<UnitName>) = units
+        // ... but not those that others refer to. Their files are there until they are forgotten, so that whoever finds them after
+        // a crash removes them anew.
+        let unlinked: Vec<UnitName> = units
             .iter()
-            .enumerate()
-            .filter(|(i, _)| results[*i].is_ok())
-            .map(|(i, unit)| (i, unit.clone()))
-            .unzip();
-        if let Err(error) = self.reload_for(&bus, &unlinked, Reason::Removed).await {
-            for i in gone {
-                results[i] = Err(error.clone());
+            .zip(&results)
+            .filter(|(_, result)| result.is_ok())
+            .map(|(unit, _)| unit.clone())
+            .collect();
+        let kept = match self.make_forgotten(&bus, &unlinked).await {
+            Ok(kept) => kept,
+            Err(error) => return vec![Err(error); units.len()],
+        };
+        for (unit, result) in units.iter().zip(&mut results) {
+            if let Some(error) = kept.get(unit) {
+                *result = Err(error.clone());
             }
         }
         let work = {
@@ -656,7 +668,22 @@ impl Systemd for SystemdHost {
             return Ok(false);
         }
         let bus = self.bus().await?;
-        self.reload_for(&bus, units, Reason::Changed).await
+        // The first that needs it is enough.
+        for some in self.known(&bus, units).await?.chunks(SINGLE_LOOK_UPS) {
+            for needed in join_all(some.iter().map(|unit| self.needs_reload(&bus, unit))).await {
+                match needed {
+                    Ok(true) => {
+                        bus.call(bus.manager.reload()).await?;
+                        return Ok(true);
+                    }
+                    Ok(false) => {}
+                    // One that systemd dropped meanwhile is read afresh when it is needed.
+                    Err(Error::Refused(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(false)
     }
 
     async fn start(&self, unit: &UnitName) -> Result<JobResult, Error> {

@@ -117,8 +117,8 @@ pub trait Systemd: Send + Sync + 'static {
     /// order. Units with an `[Install]` section are enabled until the next boot. Nothing is reloaded.
     fn install(&self, units: &[(UnitName, UnitFile)]) -> impl Future<Output = Vec<Result<(), Error>>> + Send;
     /// Unlinks (and disables) and deletes files; failed states are forgotten. Where systemd keeps a unit in memory all the
-    /// same, since another refers to it, its configuration is reloaded, so that nothing can start what is removed. A result
-    /// for each, in order.
+    /// same, since another refers to it, its configuration is reloaded, so that nothing can start what is removed; one that
+    /// runs (again) is not removed. A result for each, in order.
     fn remove(&self, units: &[UnitName]) -> impl Future<Output = Vec<Result<(), Error>>> + Send;
     /// Reloads systemd's configuration if any of these (installed a moment ago) is loaded from an older file;
     /// says whether it did.

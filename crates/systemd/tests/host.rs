@@ -389,6 +389,22 @@ host_tests! {
         assert_eq!(reloads(), 1);
         let refused = sh("systemctl start tick.service 2>&1 || true");
         assert!(refused.contains("not found"), "{refused}");
+        // One that was started again meanwhile is still there.
+        let keeper = format!("[Unit]\nAfter=late.service\n{SLEEP}");
+        let late = name("late.service");
+        install(&host, &[unit("keeper.service", &keeper), unit("late.service", SLEEP)]).await;
+        for unit in ["keeper.service", "late.service"] {
+            assert_eq!(host.start(&name(unit)).await, Ok(JobResult::Done));
+        }
+        let both = [late.clone(), others[0].clone()];
+        let results = host.remove(&both).await;
+        assert!(matches!(&results[..], [Err(Error::Refused(_)), Ok(())]), "{results:?}");
+        assert!(Path::new("/run/fleet/units/late.service").exists());
+        assert_eq!(one_state(&host, "late.service").await, state("not-found", "active", "running"));
+        assert_eq!(host.stop(&late).await, Ok(JobResult::Done));
+        assert_eq!(host.remove(std::slice::from_ref(&late)).await, [Ok(())]);
+        assert!(!Path::new("/run/fleet/units/late.service").exists());
+
         // Given back with another text it runs with that.
         sh("rm /run/ticks");
         install(&host, &[unit("tick.service", &noted("two"))]).await;
@@ -415,6 +431,15 @@ host_tests! {
             assert_eq!(one_state(&host, unit.as_str()).await.load, "loaded");
             assert_eq!(host.start(unit).await, Ok(JobResult::Done));
         }
+        // Where that fails the file stays, and is linked as soon as that is possible.
+        sh("mount --bind /run/systemd/system /run/systemd/system; \
+            mount -o remount,bind,ro /run/systemd/system");
+        let results = host.install(&late[..1]).await;
+        sh("umount /run/systemd/system");
+        assert!(results[0].is_err(), "{results:?}");
+        assert!(Path::new("/run/fleet/units/two.service").exists());
+        install(&host, &late[..1]).await;
+        assert_eq!(one_state(&host, "two.service").await.load, "loaded");
     }
 
     async fn starts_that_fail() {
